@@ -1,0 +1,3 @@
+"""Open-vocabulary image segmentation on Detectron2."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,265 @@
+"""The mapper: a dataset dict -> an image with its targets, for semantic, panoptic and instance segmentation."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Instances, polygons_to_bitmask
+
+from .augmentation import build_augmentations, build_test_augmentations
+from .check import require_registered
+from .image_io import CorruptImageError, annotated_size, check_size, read_image
+from .label_map import LabelMap
+from .vocabulary import vocabulary_from_metadata
+
+Array = np.ndarray
+TARGETS = ("panoptic", "semantic", "instance")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What the mapper needs to know of a data set: its number of classes and the label of unlabelled pixels."""
+
+    num_classes: int
+    ignore_label: int | None
+
+    @classmethod
+    def from_name(cls, name: str) -> DatasetInfo:
+        require_registered(name)
+        metadata = MetadataCatalog.get(name)
+        return cls(len(vocabulary_from_metadata(metadata)), getattr(metadata, "ignore_label", None))
+
+
+class OVSegDatasetMapper:
+    """Reads an image and its annotation, augments both alike and makes the targets.
+
+    In training the result has ``image`` (3, H, W) uint8, ``instances`` (``gt_classes`` (M,) int64 and ``gt_masks``
+    BitMasks (M, H, W)), and for panoptic and semantic targets ``sem_seg`` (H, W) int64. One instance is
+
+    * panoptic: a segment that is no crowd,
+    * semantic: a class that is present,
+    * instance: an annotated object that is no crowd.
+
+    A segment that the crop removed wholly is no instance (the public panoptic mappers keep it, with an empty mask that
+    a query must then learn to predict). Unlabelled, ignored and padded pixels are ``ignore_value`` in ``sem_seg``
+    whatever a data set's own ignore label is, and in no mask.
+
+    In evaluation the result is the dict itself with ``image`` added.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        targets: str,
+        ignore_value: int,
+        datasets: Mapping[str, DatasetInfo],
+        on_corrupt_image: str,
+    ) -> None:
+        """
+        Args:
+            is_train: whether targets are made.
+            augmentations: applied in order, to the image and to all labels.
+            image_format: RGB or BGR.
+            targets: panoptic, semantic or instance.
+            ignore_value: label of pixels without a class in ``sem_seg``.
+            datasets: what is known of each data set that a dict's ``dataset_name`` may name.
+            on_corrupt_image: "skip" (log, count and return None) or "raise".
+        """
+        if targets not in TARGETS:
+            raise ValueError(f"INPUT.TARGETS is {targets!r}; expected one of {', '.join(TARGETS)}")
+        if on_corrupt_image not in ("skip", "raise"):
+            key = f"{'DATALOADER' if is_train else 'TEST'}.ON_CORRUPT_IMAGE"
+            raise ValueError(f"{key} is {on_corrupt_image!r}; expected skip or raise")
+        for name, info in datasets.items():
+            if is_train and targets != "instance" and 0 <= ignore_value < info.num_classes:
+                raise ValueError(
+                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, a class of data set {name!r}; expected a "
+                    f"value outside 0..{info.num_classes - 1}"
+                )
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.targets = targets
+        self.ignore_value = ignore_value
+        self.datasets = dict(datasets)
+        self.on_corrupt_image = on_corrupt_image
+        # Only a crop that limits the share of a class needs the labels to choose its transform.
+        self._augmentations_see_labels = any(
+            getattr(augmentation, "single_category_max_area", 1.0) < 1.0 for augmentation in augmentations
+        )
+        self._num_skipped = multiprocessing.Value("q", 0)
+
+    @classmethod
+    def from_config(
+        cls, cfg: Any, is_train: bool = True, dataset_names: str | Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        if dataset_names is None:
+            dataset_names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        elif isinstance(dataset_names, str):
+            dataset_names = (dataset_names,)
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg) if is_train else build_test_augmentations(cfg),
+            "image_format": cfg.INPUT.FORMAT,
+            "targets": cfg.INPUT.TARGETS,
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "datasets": {name: DatasetInfo.from_name(name) for name in dataset_names},
+            "on_corrupt_image": (cfg.DATALOADER if is_train else cfg.TEST).ON_CORRUPT_IMAGE,
+        }
+
+    @property
+    def num_skipped(self) -> int:
+        """Number of corrupt images that were skipped, over all worker processes of this loader."""
+        return self._num_skipped.value
+
+    def reset_num_skipped(self) -> None:
+        """Start counting again."""
+        self._num_skipped.value = 0
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """Map one dataset dict (left unchanged); None for a corrupt image that is to be skipped."""
+        try:
+            return self._map(record)
+        except CorruptImageError as error:
+            if self.on_corrupt_image == "raise":
+                raise
+            with self._num_skipped.get_lock():
+                self._num_skipped.value += 1
+            _logger.warning("skipped: %s", error)
+            return None
+
+    def _map(self, record: dict[str, Any]) -> dict[str, Any]:
+        path = record["file_name"]
+        image = read_image(path, self.image_format)
+        size = image.shape[:2]
+        check_size(path, size, annotated_size(record) or size, "its annotation file")
+        record = {**record, "height": size[0], "width": size[1]}
+        record.setdefault("image_id", os.path.splitext(os.path.basename(path))[0])
+
+        labels = self._read_labels(record) if self.is_train else None
+        image, transforms = self._augment(image, labels)
+        record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self.is_train:
+            self._add_targets(record, labels, transforms)
+        return record
+
+    def _info(self, record: dict[str, Any]) -> DatasetInfo:
+        return self.datasets[record["dataset_name"]]
+
+    def _augment(self, image: Array, labels: LabelMap | None) -> tuple[Array, T.TransformList]:
+        sem_seg = None
+        if self._augmentations_see_labels:
+            if labels is None:
+                raise ValueError(
+                    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is below 1, which needs semantic labels; "
+                    "expected INPUT.TARGETS panoptic or semantic"
+                )
+            # Only to choose the crop: the targets are transformed more exactly (see `transform_labels`).
+            sem_seg = labels.sem_seg(self.ignore_value).numpy().astype(np.float64)
+        augmented = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(augmented)
+        return augmented.image, transforms
+
+    def _read_labels(self, record: dict[str, Any]) -> LabelMap | None:
+        """The label file of the record; None for instance targets, whose masks are in the record itself."""
+        if self.targets == "instance":
+            self._require(record, "annotations")
+            return None
+        # The semantic labels of a panoptic data set are in its panoptic files.
+        key = "pan_seg_file_name"
+        if self.targets == "semantic" and key not in record:
+            key = "sem_seg_file_name"
+        self._require(record, key)
+        path, info = record[key], self._info(record)
+        labels = read_image(path)
+        check_size(path, labels.shape[:2], (record["height"], record["width"]), f"the image {record['file_name']}")
+        channels = 1 if labels.ndim == 2 else labels.shape[2]
+        if key == "pan_seg_file_name":
+            if channels < 3:
+                raise ValueError(f"{path} has {channels} channel(s), expected the 3 of a panoptic PNG (RGB ids)")
+            label_map = LabelMap.from_panoptic(labels, record["segments_info"])
+            return label_map if self.targets == "panoptic" else label_map.by_class(info.num_classes)
+        if channels != 1:
+            raise ValueError(f"{path} has {channels} channels, expected 1 of class indices")
+        try:
+            return LabelMap.from_semantic(labels, info.num_classes, info.ignore_label)
+        except ValueError as error:
+            raise ValueError(f"{path} has {error} of {record['dataset_name']!r}") from None
+
+    def _require(self, record: dict[str, Any], key: str) -> None:
+        if key not in record:
+            raise ValueError(
+                f"INPUT.TARGETS is {self.targets!r}, but {record['file_name']} of data set {record['dataset_name']!r} "
+                f"has no {key}; expected a data set with {self.targets} annotations"
+            )
+
+    def _add_targets(self, record: dict[str, Any], labels: LabelMap | None, transforms: T.TransformList) -> None:
+        size = tuple(record["image"].shape[1:])
+        if labels is None:
+            class_ids, masks = self._instance_masks(record, transforms, size)
+        else:
+            labels = labels.transformed(transforms)
+            record["sem_seg"] = labels.sem_seg(self.ignore_value)
+            class_ids, masks = labels.targets()
+        instances = Instances(size)
+        instances.gt_classes = class_ids
+        instances.gt_masks = BitMasks(masks)
+        record["instances"] = instances
+
+    def _instance_masks(
+        self, record: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        annotations = [annotation for annotation in record["annotations"] if not annotation.get("iscrowd", 0)]
+        masks = np.zeros((len(annotations), *size), bool)
+        for mask, annotation in zip(masks, annotations, strict=True):
+            mask[:] = self._transformed_mask(record, annotation, transforms, size)
+        class_ids = torch.tensor([annotation["category_id"] for annotation in annotations], dtype=torch.int64)
+        num_classes = self._info(record).num_classes
+        if len(class_ids) and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_classes:
+            raise ValueError(
+                f"an annotation of {record['file_name']} has category {int(class_ids.max())}, expected "
+                f"0..{num_classes - 1} in data set {record['dataset_name']!r}"
+            )
+        present = torch.from_numpy(masks.any(axis=(1, 2)))
+        return class_ids[present], torch.from_numpy(masks)[present]
+
+    def _transformed_mask(
+        self, record: dict[str, Any], annotation: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
+    ) -> Array:
+        """The mask (H, W) bool of polygons, of a (compressed or plain) RLE or of a bitmap."""
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list):
+            # Corners move exactly; points beyond the border are clipped when the polygon is filled.
+            polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
+            corners = [transforms.apply_coords(polygon.copy()).reshape(-1) for polygon in polygons]
+            return polygons_to_bitmask(corners, *size)
+        if isinstance(segmentation, dict):
+            if isinstance(segmentation["counts"], list):
+                segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+            mask = mask_util.decode(segmentation)
+        elif isinstance(segmentation, np.ndarray):
+            mask = segmentation.astype(np.uint8)
+        else:
+            raise ValueError(
+                f"an annotation of {record['file_name']} has a segmentation of type {type(segmentation).__name__}, "
+                "expected polygons (list), RLE (dict) or a bitmap (array)"
+            )
+        expected = (record["height"], record["width"])
+        check_size(f"a mask of {record['file_name']}", mask.shape[:2], expected, "the image")
+        return np.asarray(transforms.apply_segmentation(mask)) == 1  # padding is 255

@@ -1,0 +1,95 @@
+"""Panoptic and semantic labels of one image, in a form that transforms and target masks are cheap for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.transforms.transform import TransformList
+
+from .augmentation import decode_rgb_ids, transform_labels
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Every pixel names one of n regions, or none.
+
+    Small indices instead of segment ids make one byte a pixel of most images, which is what resizing, comparing and
+    look-up tables are fast on.
+
+    Attributes:
+        index: (H, W) integers in [0, n]; 0 where there is no label, i for region i - 1.
+        class_ids: (n,) int64, the class of each region.
+        is_target: (n,) bool, whether the region is a target mask (crowds are not).
+    """
+
+    index: Array
+    class_ids: Array
+    is_target: Array
+
+    @classmethod
+    def from_panoptic(cls, rgb: Array, segments_info: Sequence[dict[str, Any]]) -> LabelMap:
+        """From a panoptic PNG (H, W, 3) uint8 and its segments; ids that no segment has are no label."""
+        segment_ids = np.array([segment["id"] for segment in segments_info], np.int64)
+        return cls(
+            index=_positions(decode_rgb_ids(rgb), segment_ids),
+            class_ids=np.array([segment["category_id"] for segment in segments_info], np.int64),
+            is_target=np.array([not segment.get("iscrowd", 0) for segment in segments_info], bool),
+        )
+
+    @classmethod
+    def from_semantic(cls, labels: Array, num_classes: int, ignore_label: int | None) -> LabelMap:
+        """From class indices (H, W) with ``ignore_label`` for none; a region a class of the table.
+
+        Raises:
+            ValueError: a label outside the table (the caller knows the file's name).
+        """
+        labels = labels.astype(np.int32, copy=False)
+        valid = (labels >= 0) & (labels < num_classes)
+        unknown = ~valid if ignore_label is None else ~valid & (labels != ignore_label)
+        if unknown.any():
+            raise ValueError(
+                f"label {int(labels[unknown].max())}, expected 0..{num_classes - 1} or the ignore label {ignore_label}"
+            )
+        if ignore_label is not None:
+            valid &= labels != ignore_label
+        return cls._of_classes(np.where(valid, labels + 1, 0), num_classes)
+
+    @classmethod
+    def _of_classes(cls, index: Array, num_classes: int) -> LabelMap:
+        return cls(index=index, class_ids=np.arange(num_classes), is_target=np.ones(num_classes, bool))
+
+    def by_class(self, num_classes: int) -> LabelMap:
+        """All regions of a class made one, crowds too."""
+        return self._of_classes(np.append(0, self.class_ids + 1)[self.index], num_classes)
+
+    def transformed(self, transforms: TransformList) -> LabelMap:
+        """The labels after geometric transforms of the image; no label in the padding."""
+        return replace(self, index=transform_labels(self.index, transforms, fill=0))
+
+    def sem_seg(self, ignore_value: int) -> torch.Tensor:
+        """Classes (H, W) int64, ``ignore_value`` where there is no label."""
+        return torch.from_numpy(np.append(ignore_value, self.class_ids)[self.index])
+
+    def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``class_ids`` (M,) int64 and ``masks`` (M, H, W) bool of the targets that have a pixel."""
+        sizes = np.bincount(self.index.ravel(), minlength=len(self.class_ids) + 1)[1:]
+        regions = np.flatnonzero(self.is_target & (sizes > 0))
+        index = torch.from_numpy(self.index)
+        masks = index[None] == torch.from_numpy(regions + 1).to(index.dtype)[:, None, None]
+        return torch.from_numpy(self.class_ids[regions]), masks
+
+
+def _positions(values: Array, known: Array) -> Array:
+    """1 + position in ``known`` (n,) of each of ``values`` (H, W), 0 for values that are not there."""
+    if not len(known):
+        return np.zeros(values.shape, np.uint8)
+    order = np.argsort(known)
+    place = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
+    position = order[place]
+    return np.where(known[position] == values, position + 1, 0).astype(np.uint8 if len(known) < 255 else np.int32)

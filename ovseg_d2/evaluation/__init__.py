@@ -1,0 +1,21 @@
+"""Evaluation: semantic, panoptic and instance metrics of detectron2 models."""
+
+from ovseg_d2.evaluation.build import build_evaluator
+from ovseg_d2.evaluation.instance import InstanceEvaluator
+from ovseg_d2.evaluation.panoptic import PanopticEvaluator
+from ovseg_d2.evaluation.panoptic_quality import PanopticQuality, panoptic_quality_from_files
+from ovseg_d2.evaluation.results import results_table, write_json, write_results
+from ovseg_d2.evaluation.sem_seg import SemSegEvaluator, sem_seg_scores
+
+__all__ = [
+    "InstanceEvaluator",
+    "PanopticEvaluator",
+    "PanopticQuality",
+    "SemSegEvaluator",
+    "build_evaluator",
+    "panoptic_quality_from_files",
+    "results_table",
+    "sem_seg_scores",
+    "write_json",
+    "write_results",
+]

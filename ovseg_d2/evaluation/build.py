@@ -1,0 +1,65 @@
+"""Chooses evaluators by the dataset's ``evaluator_type`` and the tasks that are switched on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+
+from ovseg_d2.evaluation.cityscapes import CityscapesInstance, CityscapesSemantic
+from ovseg_d2.evaluation.instance import InstanceEvaluator
+from ovseg_d2.evaluation.panoptic import PanopticEvaluator
+from ovseg_d2.evaluation.sem_seg import SemSegEvaluator
+
+# evaluator_type -> tasks that its annotations can score, each with the kind of evaluator.
+_PANOPTIC_LAYOUT = {"semantic": "sem_seg", "panoptic": "panoptic", "instance": "instance"}
+EVALUATORS: dict[str, dict[str, str]] = {
+    "sem_seg": {"semantic": "sem_seg"},
+    "coco": {"instance": "instance"},
+    "coco_panoptic_seg": _PANOPTIC_LAYOUT,
+    "ade20k_panoptic_seg": _PANOPTIC_LAYOUT,
+    "mapillary_vistas_panoptic_seg": _PANOPTIC_LAYOUT,
+    "cityscapes_sem_seg": {"semantic": "cityscapes_sem_seg"},
+    "cityscapes_instance": {"instance": "cityscapes_instance"},
+    "cityscapes_panoptic_seg": {
+        "semantic": "cityscapes_sem_seg",
+        "panoptic": "panoptic",
+        "instance": "cityscapes_instance",
+    },
+}
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None = None) -> DatasetEvaluator:
+    """Evaluators of the tasks in MODEL.OVSEG.TEST.TASKS that the dataset can score.
+
+    Args:
+        cfg: the config.
+        dataset_name: a registered dataset; its metadata has ``evaluator_type``.
+        output_folder: where predictions are written; None writes none.
+
+    Raises:
+        ValueError: the evaluator type is unknown, or none of the tasks can be scored on the dataset.
+        ImportError: a Cityscapes dataset without the official scripts.
+    """
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if evaluator_type not in EVALUATORS:
+        raise ValueError(
+            f"dataset {dataset_name!r} has evaluator_type {evaluator_type!r}, known are {sorted(EVALUATORS)}"
+        )
+    scorable = EVALUATORS[evaluator_type]
+    tasks = [task for task in cfg.MODEL.OVSEG.TEST.TASKS if task in scorable]
+    if not tasks:
+        raise ValueError(
+            f"MODEL.OVSEG.TEST.TASKS is {list(cfg.MODEL.OVSEG.TEST.TASKS)}, "
+            f"dataset {dataset_name!r} ({evaluator_type}) can score {sorted(scorable)}"
+        )
+    files = {"output_folder": output_folder, "allow_missing": cfg.TEST.ON_CORRUPT_IMAGE == "skip"}
+    make: dict[str, Callable[[], DatasetEvaluator]] = {
+        "sem_seg": lambda: SemSegEvaluator(dataset_name=dataset_name, ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE),
+        "panoptic": lambda: PanopticEvaluator(dataset_name=dataset_name, **files),
+        "instance": lambda: InstanceEvaluator(dataset_name=dataset_name, **files),
+        "cityscapes_sem_seg": lambda: CityscapesSemantic(dataset_name),
+        "cityscapes_instance": lambda: CityscapesInstance(dataset_name),
+    }
+    return DatasetEvaluators([make[scorable[task]]() for task in tasks])

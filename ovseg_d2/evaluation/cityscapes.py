@@ -1,0 +1,52 @@
+"""detectron2's Cityscapes evaluators, which call the official scripts (extra ``cityscapes``)."""
+
+import contextlib
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import numpy as np
+from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+
+
+class CityscapesSemantic(CityscapesSemSegEvaluator):
+    """Official Cityscapes IoU and iIoU of classes and groups."""
+
+    def __init__(self, dataset_name: str) -> None:
+        _require_scripts(dataset_name)
+        super().__init__(dataset_name)
+
+    def evaluate(self) -> dict | None:
+        """Scores on the main process, None on the others."""
+        with _numpy_in1d():
+            return super().evaluate()
+
+
+class CityscapesInstance(CityscapesInstanceEvaluator):
+    """Official Cityscapes AP and AP50."""
+
+    def __init__(self, dataset_name: str) -> None:
+        _require_scripts(dataset_name)
+        super().__init__(dataset_name)
+
+    def evaluate(self) -> dict | None:
+        """Scores on the main process, None on the others."""
+        with _numpy_in1d():
+            return super().evaluate()
+
+
+def _require_scripts(dataset_name: str) -> None:
+    if find_spec("cityscapesscripts") is None:
+        raise ImportError(f"evaluating {dataset_name!r} needs cityscapesScripts: pip install 'ovseg_d2[cityscapes]'")
+
+
+@contextlib.contextmanager
+def _numpy_in1d() -> Iterator[None]:
+    """cityscapesScripts calls np.in1d, which numpy 2.4 removed in favour of np.isin."""
+    if hasattr(np, "in1d"):
+        yield
+        return
+    np.in1d = np.isin
+    try:
+        yield
+    finally:
+        del np.in1d

@@ -1,0 +1,143 @@
+"""Semantic segmentation metrics, with the seen/unseen split of zero-shot benchmarks."""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+
+from ovseg_d2.data.image_io import read_image
+from ovseg_d2.evaluation.gather import gather_records, required_output
+from ovseg_d2.evaluation.panoptic_png import read_panoptic_png
+
+
+def sem_seg_scores(
+    confusion: np.ndarray, *, class_names: Sequence[str], class_is_seen: Sequence[bool] | None = None
+) -> dict[str, float]:
+    """Scores in percent.
+
+    A class that neither the ground truth nor a prediction contains is NaN and left out of means; one that is only
+    predicted has IoU 0 and no accuracy.
+
+    Args:
+        confusion: (K, K) pixel counts, [ground truth, prediction]; ignored pixels are not in it.
+        class_names: K names.
+        class_is_seen: K flags of the zero-shot split; adds ``mIoU_seen``, ``mIoU_unseen``, harmonic mean ``hIoU``.
+    """
+    confusion = confusion.astype(np.float64)
+    correct, gt_area, pred_area = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    iou = _ratio(correct, gt_area + pred_area - correct)
+    accuracy = _ratio(correct, gt_area)
+    frequency = _ratio(gt_area, gt_area.sum())
+    scores = {
+        "mIoU": _mean(iou),
+        "fwIoU": float(np.nansum(frequency * iou)) if gt_area.any() else float("nan"),
+        "mACC": _mean(accuracy),
+        "pACC": float(_ratio(correct.sum(), gt_area.sum())),
+    }
+    if class_is_seen is not None:
+        is_seen = np.array(class_is_seen, dtype=bool)
+        seen, unseen = _mean(iou[is_seen]), _mean(iou[~is_seen])
+        scores |= {"mIoU_seen": seen, "mIoU_unseen": unseen, "hIoU": harmonic_mean(seen, unseen)}
+    scores |= {f"IoU-{name}": value for name, value in zip(class_names, iou.tolist(), strict=True)}
+    scores |= {f"ACC-{name}": value for name, value in zip(class_names, accuracy.tolist(), strict=True)}
+    return {key: 100 * value for key, value in scores.items()}
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """2ab / (a + b); 0 if both are 0, NaN if one is NaN."""
+    return 0.0 if a == b == 0 else 2 * a * b / (a + b)
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """mIoU, frequency-weighted IoU, mean and pixel accuracy; seen, unseen and harmonic mIoU if there is a split.
+
+    Ground truth is the input's ``sem_seg_file_name`` (PNG or TIFF, 8 or 16 bit) or, without one, is derived from
+    ``pan_seg_file_name`` and ``segments_info``.
+
+    Args:
+        dataset_name: registered dataset; its metadata has the K ``stuff_classes`` and maybe a split, ``class_is_seen``.
+        ignore_label: used where the metadata has no ``ignore_label``.
+    """
+
+    def __init__(self, *, dataset_name: str, ignore_label: int = 255) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        self._class_names = list(metadata.stuff_classes)
+        self._class_is_seen = metadata.get("class_is_seen", None)
+        self._ignore_label = metadata.get("ignore_label", ignore_label)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        # Per image the non-zero cells of its confusion matrix: small, and an image seen twice counts once.
+        self._images: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Takes ``file_name`` and the ground truth's file of inputs, ``sem_seg`` scores (K, H, W) of outputs."""
+        num_classes = len(self._class_names)
+        for image, output in zip(inputs, outputs, strict=True):
+            scores: torch.Tensor = required_output(output, "sem_seg", type(self).__name__)
+            if len(scores) != num_classes:
+                raise ValueError(f"{image['file_name']}: sem_seg has {len(scores)} classes, the dataset {num_classes}")
+            pred = scores.argmax(dim=0).cpu().numpy()
+            gt, source = load_semantic_ground_truth(image, ignore_label=self._ignore_label)
+            if gt.shape != pred.shape:
+                raise ValueError(f"{source}: ground truth is {gt.shape}, the prediction {pred.shape} (H, W)")
+            valid = gt != self._ignore_label
+            gt, pred = gt[valid], pred[valid]
+            if gt.size and gt.max() >= num_classes:
+                allowed = f"0..{num_classes - 1} and {self._ignore_label}"
+                raise ValueError(f"{source}: label {gt.max()} found, allowed are {allowed}")
+            counts = np.bincount(gt * num_classes + pred, minlength=num_classes**2)
+            cells = np.flatnonzero(counts)
+            self._images[image["file_name"]] = (cells, counts[cells])
+
+    def evaluate(self) -> OrderedDict | None:
+        """Scores on the main process, None on the others."""
+        images = gather_records(self._images)
+        if images is None:
+            return None
+        confusion = np.zeros(len(self._class_names) ** 2, dtype=np.int64)
+        for cells, counts in images.values():
+            confusion[cells] += counts
+        confusion = confusion.reshape(len(self._class_names), -1)
+        scores = sem_seg_scores(confusion, class_names=self._class_names, class_is_seen=self._class_is_seen)
+        return OrderedDict(sem_seg=scores)
+
+
+def load_semantic_ground_truth(image: dict, *, ignore_label: int) -> tuple[np.ndarray, str]:
+    """Class ids (H, W) int64 of a dataset dict, and the file they come from.
+
+    Raises:
+        FileNotFoundError: there is neither a semantic nor a panoptic file.
+        ValueError: the semantic file has more than one channel.
+    """
+    path = image.get("sem_seg_file_name")
+    if path is not None and Path(path).is_file():
+        gt = read_image(str(path)).astype(np.int64)
+        if gt.ndim != 2:
+            raise ValueError(f"{path}: semantic ground truth has one channel, found shape {gt.shape}")
+        return gt, str(path)
+    if "pan_seg_file_name" not in image:
+        raise FileNotFoundError(f"semantic ground truth of {image['file_name']} not found: {path or 'none registered'}")
+    path = image["pan_seg_file_name"]
+    ids = read_panoptic_png(path)
+    gt = np.full(ids.shape, ignore_label, dtype=np.int64)
+    for segment in image["segments_info"]:
+        gt[ids == segment["id"]] = segment["category_id"]
+    return gt, str(path)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Quotient, NaN where the denominator is 0."""
+    nan = np.full(np.shape(numerator), np.nan)
+    return np.divide(numerator, denominator, out=nan, where=np.asarray(denominator) > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN, NaN if there are none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")

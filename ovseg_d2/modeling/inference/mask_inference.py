@@ -1,0 +1,246 @@
+"""Class and mask logits of one image to semantic, panoptic and instance results (Mask2Former, arXiv 2112.01527, and
+MaskFormer, arXiv 2107.06278, section 3.4). Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop_and_resize(maps: Tensor, *, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
+    """Maps (C, H, W) of a padded image, cropped to the image (top left) and resized to (C, *output_size)."""
+    maps = maps[:, : image_size[0], : image_size[1]]
+    if image_size == output_size:
+        return maps
+    return F.interpolate(maps[None], size=output_size, mode="bilinear", align_corners=False)[0]
+
+
+def bounding_boxes(masks: Tensor) -> Tensor:
+    """Tight boxes (n, 4) x0, y0, x1, y1 of masks (n, H, W) bool, x1 and y1 just outside; zeros for empty masks."""
+    edges = []
+    for occupied in (masks.any(1), masks.any(2)):
+        first = occupied.int().argmax(1)
+        last = occupied.shape[1] - occupied.flip(1).int().argmax(1)
+        edges.append(torch.stack([first, last], dim=1) * occupied.any(1)[:, None])
+    (x0, x1), (y0, y1) = (edge.unbind(1) for edge in edges)
+    return torch.stack([x0, y0, x1, y1], dim=1).float()
+
+
+def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Class scores of every pixel: the sum over queries of class probability times mask probability.
+
+    Args:
+        class_logits: (Q, K + 1).
+        mask_logits: (Q, H, W).
+
+    Returns:
+        (K, H, W), not normalised.
+    """
+    class_probs = class_logits.softmax(-1)[:, :-1]
+    return torch.einsum("qk,qhw->khw", class_probs, mask_logits.sigmoid())
+
+
+def panoptic_inference(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    *,
+    is_thing: Tensor,
+    object_mask_threshold: float,
+    overlap_threshold: float,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Non-overlapping segments: each pixel goes to the query with the largest score times mask probability.
+
+    Args:
+        class_logits: (Q, K + 1).
+        mask_logits: (Q, H, W).
+        is_thing: (K,) bool.
+        object_mask_threshold: queries whose class probability does not exceed it are dropped.
+        overlap_threshold: segments that keep a smaller part of their own mask are dropped.
+
+    Returns:
+        Segment ids (H, W) int32, 0 where there is none, and for each segment a dict of ``id`` (from 1), ``isthing``,
+        ``category_id`` in [0, K). Queries of one stuff class share a segment.
+    """
+    num_classes = class_logits.shape[-1] - 1
+    scores, labels = class_logits.softmax(-1).max(-1)
+    keep = (labels != num_classes) & (scores > object_mask_threshold)
+    scores, labels, mask_probs = scores[keep], labels[keep], mask_logits[keep].sigmoid()
+    num_kept, h, w = mask_probs.shape
+    if num_kept == 0:
+        return mask_logits.new_zeros((h, w), dtype=torch.int32), []
+
+    owner = (scores[:, None, None] * mask_probs).argmax(0)
+    inside = mask_probs.gather(0, owner[None])[0] >= 0.5
+    owned_area = torch.bincount(owner.flatten(), minlength=num_kept)
+    final_area = torch.bincount(owner[inside], minlength=num_kept)
+    mask_area = (mask_probs >= 0.5).sum((1, 2))
+    accepted = (owned_area > 0) & (mask_area > 0) & (final_area > 0)
+    accepted &= owned_area / mask_area.clamp(min=1) >= overlap_threshold
+
+    ids = [0] * num_kept
+    segments: list[dict[str, Any]] = []
+    stuff_ids: dict[int, int] = {}
+    things = is_thing.to(labels.device)[labels].tolist()
+    for i, (ok, label, thing) in enumerate(zip(accepted.tolist(), labels.tolist(), things, strict=True)):
+        if not ok:
+            continue
+        if not thing and label in stuff_ids:
+            ids[i] = stuff_ids[label]
+            continue
+        ids[i] = len(segments) + 1
+        if not thing:
+            stuff_ids[label] = ids[i]
+        segments.append({"id": ids[i], "isthing": thing, "category_id": label})
+    id_of_query = torch.tensor(ids, device=owner.device, dtype=torch.int32)
+    return torch.where(inside, id_of_query[owner], 0), segments
+
+
+def instance_inference(
+    class_logits: Tensor, mask_logits: Tensor, *, is_thing: Tensor, top_k: int, boxes_from_masks: bool = True
+) -> Instances:
+    """The best pairs of query and class; a query can appear with several classes.
+
+    Args:
+        class_logits: (Q, K + 1).
+        mask_logits: (Q, H, W).
+        is_thing: (K,) bool; pairs with stuff classes count among the ``top_k`` and are dropped.
+        top_k: pairs considered.
+        boxes_from_masks: tight boxes; otherwise zeros, as the public implementation returns.
+
+    Returns:
+        ``pred_masks`` (n, H, W) bool, ``scores`` (n,) class probability times mean mask probability inside the mask,
+        falling, ``pred_classes`` (n,) in [0, K), ``pred_boxes``.
+    """
+    num_classes = class_logits.shape[-1] - 1
+    class_probs = class_logits.softmax(-1)[:, :-1].flatten()
+    scores, pairs = class_probs.topk(min(top_k, len(class_probs)))
+    labels = pairs % num_classes
+    things = is_thing.to(labels.device)[labels]
+    scores, labels = scores[things], labels[things]
+    # A query in several pairs is measured once.
+    queries, rows = torch.unique(pairs[things] // num_classes, return_inverse=True)
+    mask_logits = mask_logits[queries]
+    masks = mask_logits > 0
+    mask_scores = (mask_logits.sigmoid() * masks).sum((1, 2)) / (masks.sum((1, 2)) + 1e-6)
+    scores, order = (scores * mask_scores[rows]).sort(descending=True, stable=True)
+    rows, labels = rows[order], labels[order]
+
+    boxes = bounding_boxes(masks) if boxes_from_masks else mask_scores.new_zeros(len(masks), 4)
+    result = Instances(tuple(mask_logits.shape[-2:]))
+    result.pred_masks = masks[rows]
+    result.pred_boxes = Boxes(boxes[rows])
+    result.scores = scores
+    result.pred_classes = labels
+    return result
+
+
+class MaskInference:
+    """The chosen tasks' results of one image, in detectron2's form.
+
+    Mask logits are resized to the output before the results are formed; in semantic-only runs the class scores are
+    resized afterwards instead, unless ``postprocess_before_inference`` is set. The public implementation does so, and
+    the two orders differ slightly.
+    """
+
+    TASKS = ("semantic", "panoptic", "instance")
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[str],
+        object_mask_threshold: float,
+        overlap_threshold: float,
+        postprocess_before_inference: bool,
+        top_k: int,
+        boxes_from_masks: bool,
+    ) -> None:
+        """See the functions above.
+
+        Raises:
+            ValueError: a task that does not exist, or none.
+        """
+        unknown = sorted(set(tasks) - set(self.TASKS))
+        if unknown or not tasks:
+            raise ValueError(f"MODEL.OVSEG.TEST.TASKS: got {list(tasks)}; allowed are one or more of {self.TASKS}")
+        self.tasks = frozenset(tasks)
+        self.object_mask_threshold, self.overlap_threshold = object_mask_threshold, overlap_threshold
+        self.resize_first = postprocess_before_inference or bool(self.tasks & {"panoptic", "instance"})
+        self.top_k, self.boxes_from_masks = top_k, boxes_from_masks
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> MaskInference:
+        test = cfg.MODEL.OVSEG.TEST
+        return cls(
+            tasks=test.TASKS,
+            object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
+            overlap_threshold=test.OVERLAP_THRESHOLD,
+            postprocess_before_inference=test.POSTPROCESS_BEFORE_INFERENCE,
+            top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
+            boxes_from_masks=test.BOXES_FROM_MASKS,
+        )
+
+    def resize(
+        self,
+        mask_logits: Tensor,
+        *,
+        padded_size: tuple[int, int],
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Tensor:
+        """Mask logits (Q, h, w) at the size that the results are formed at: the output's or the padded image's."""
+        mask_logits = F.interpolate(mask_logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
+        if self.resize_first:
+            mask_logits = crop_and_resize(mask_logits, image_size=image_size, output_size=output_size)
+        return mask_logits
+
+    def __call__(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        *,
+        is_thing: Tensor,
+        padded_size: tuple[int, int],
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> dict[str, Any]:
+        """
+        Args:
+            class_logits: (Q, K + 1).
+            mask_logits: (Q, h, w) of the padded image.
+            is_thing: (K,) bool.
+            padded_size, image_size, output_size: (height, width) of the network's input with and without padding, and
+                of the results.
+
+        Returns:
+            ``sem_seg`` (K, H, W), ``panoptic_seg`` (ids (H, W), segments), ``instances``: those of the tasks.
+        """
+        sizes = {"image_size": image_size, "output_size": output_size}
+        class_logits = class_logits.float()
+        mask_logits = self.resize(mask_logits.float(), padded_size=padded_size, **sizes)
+        result: dict[str, Any] = {}
+        if "semantic" in self.tasks:
+            sem_seg = semantic_inference(class_logits, mask_logits)
+            result["sem_seg"] = sem_seg if self.resize_first else crop_and_resize(sem_seg, **sizes)
+        if "panoptic" in self.tasks:
+            result["panoptic_seg"] = panoptic_inference(
+                class_logits,
+                mask_logits,
+                is_thing=is_thing,
+                object_mask_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
+            )
+        if "instance" in self.tasks:
+            result["instances"] = instance_inference(
+                class_logits,
+                mask_logits,
+                is_thing=is_thing,
+                top_k=self.top_k,
+                boxes_from_masks=self.boxes_from_masks,
+            )
+        return result

@@ -1,0 +1,1 @@
+"""Losses and the matching of predictions with ground truth."""

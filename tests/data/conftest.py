@@ -1,0 +1,45 @@
+"""Fixtures of the data tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from tests.data.coded_data import CodedData
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def coded(tmp_path: Path) -> Iterator[CodedData]:
+    """The coded pictures, registered as ``coded_{panoptic,semantic,instance}`` for one test."""
+    data = CodedData(tmp_path / "coded", "coded")
+    data.register()
+    yield data
+    data.unregister()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Augmentations draw from numpy's global generator."""
+    np.random.seed(0)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports a script of ``datasets/`` by its name."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "datasets" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)  # worker processes look functions up by module name
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,0 +1,165 @@
+"""Every key is read by somebody, every YAML file makes a model, the public configurations have the public numbers."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+
+import ovseg_d2.data  # registers the datasets
+import ovseg_d2.modeling  # noqa: F401  registers the models
+from ovseg_d2.config import add_ovseg_config
+from ovseg_d2.engine.load_config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ovseg_d2"
+CONFIGS = ROOT / "configs"
+YAML_FILES = [str(path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob("*.yaml"))]
+MODEL_FILES = [name for name in YAML_FILES if not Path(name).name.startswith("Base-")]
+
+
+def leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def added_keys() -> list[str]:
+    cfg = get_cfg()
+    before = set(leaves(cfg))
+    add_ovseg_config(cfg)
+    return [key for key in leaves(cfg) if key not in before]
+
+
+def keys_read(source: str) -> set[str]:
+    """Dotted paths of the upper-case attributes that functions read: ``loss = cfg.MODEL.LOSS; loss.MASK`` gives
+    ``MODEL.LOSS.MASK``; what a function gets as an argument has no path before it."""
+    found = set()
+    for scope in ast.walk(ast.parse(source)):
+        if not isinstance(scope, ast.FunctionDef):
+            continue
+        aliases: dict[str, set[str]] = {}
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Assign):
+                targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets[:1]
+                values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+                for target, value in zip(targets, values, strict=False):
+                    if isinstance(target, ast.Name):
+                        aliases[target.id] = key_paths(value, aliases)
+        found = found.union(*(key_paths(node, aliases) for node in ast.walk(scope) if isinstance(node, ast.Attribute)))
+    return found
+
+
+def key_paths(node: ast.AST, aliases: dict[str, set[str]]) -> set[str]:
+    """What an expression can be as a path of upper-case attributes; "" for anything else."""
+    if isinstance(node, ast.Attribute) and node.attr.isupper():
+        return {f"{path}.{node.attr}".lstrip(".") for path in key_paths(node.value, aliases)}
+    if isinstance(node, ast.IfExp):
+        return key_paths(node.body, aliases) | key_paths(node.orelse, aliases)
+    return aliases.get(node.id, {""}) if isinstance(node, ast.Name) else {""}
+
+
+def unread(keys: list[str], sources: list[str]) -> list[str]:
+    """The keys that no source reads by a path that fits no other key."""
+    read = set().union(*map(keys_read, sources))
+    suffixes = {key: [key.split(".", i)[-1] for i in range(key.count(".") + 1)] for key in keys}
+    shared = [suffix for key in keys for suffix in suffixes[key]]
+    return [key for key in keys if not any(s in read and shared.count(s) == 1 for s in suffixes[key])]
+
+
+def test_every_key_is_read():
+    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path != PACKAGE / "config.py"]
+    assert unread(added_keys(), sources) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def f(cfg):\n    return cfg.MODEL.A.NAME", ["MODEL.B.NAME", "MODEL.SIZE"]),
+        ("def f(cfg):\n    a, b = cfg.MODEL.A, cfg.MODEL.B\n    return a.NAME, b.NAME, cfg.MODEL.SIZE", []),
+        ("def f(model):\n    return model.B.NAME, model.SIZE", ["MODEL.A.NAME"]),
+        ("def f(cfg, b):\n    return (cfg.MODEL.B if b else cfg.MODEL.A).NAME, cfg.MODEL.SIZE", []),
+        ("def f(cfg):\n    a = cfg.MODEL.A\n\ndef g(a):\n    return a.NAME, a.SIZE", ["MODEL.A.NAME", "MODEL.B.NAME"]),
+        ("def f(node):\n    return node.NAME, node.SIZE", ["MODEL.A.NAME", "MODEL.B.NAME"]),
+    ],
+)
+def test_an_unread_key_is_found(source, expected):
+    assert unread(["MODEL.A.NAME", "MODEL.B.NAME", "MODEL.SIZE"], [source]) == expected
+
+
+@pytest.mark.parametrize("name", YAML_FILES)
+def test_yaml_merges_and_is_consistent(name):
+    cfg = load_config(CONFIGS / name)
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and name in MODEL_FILES:
+        assert all(0 < step < solver.MAX_ITER for step in solver.STEPS)
+    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        assert dataset in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_yaml_builds_on_the_meta_device(name):
+    cfg = load_config(CONFIGS / name, ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    vocabulary = model.vocabulary
+    assert vocabulary is None or len(vocabulary) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+
+# file, classes, iterations, train sizes (first, last, crop), test size, tasks
+PUBLIC = [
+    ("coco_panoptic_R50", 133, 368750, None, (800, 1333), {"semantic", "instance", "panoptic"}),
+    ("coco_instance_R50", 80, 368750, None, (800, 1333), {"instance"}),
+    ("ade20k_semantic_R50", 150, 160000, (256, 1024, [512, 512]), (512, 2048), {"semantic"}),
+    ("ade20k_panoptic_R50", 150, 160000, (320, 1280, [640, 640]), (640, 2560), {"semantic", "instance", "panoptic"}),
+    ("ade20k_instance_R50", 100, 160000, (320, 1280, [640, 640]), (640, 2560), {"instance"}),
+    ("cityscapes_semantic_R50", 19, 90000, (512, 2048, [512, 1024]), (1024, 2048), {"semantic"}),
+    (
+        "cityscapes_panoptic_R50",
+        19,
+        90000,
+        (512, 2048, [512, 1024]),
+        (1024, 2048),
+        {"semantic", "instance", "panoptic"},
+    ),
+    ("cityscapes_instance_R50", 8, 90000, (512, 2048, [512, 1024]), (1024, 2048), {"instance"}),
+]
+
+
+@pytest.mark.parametrize(("name", "classes", "iterations", "train", "test", "tasks"), PUBLIC)
+def test_public_schedules(name, classes, iterations, train, test, tasks):
+    cfg = load_config(CONFIGS / "mask2former" / f"{name}.yaml")
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == classes
+    assert cfg.MODEL.OVSEG.PROPOSALS.NUM_QUERIES == 100
+    assert set(cfg.MODEL.OVSEG.TEST.TASKS) == tasks
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (iterations, 16, 1e-4)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == test
+    if train is None:
+        assert (cfg.INPUT.PIPELINE, cfg.INPUT.IMAGE_SIZE, cfg.INPUT.COLOR_AUG_SSD) == ("lsj", 1024, False)
+        assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == ((327778, 355092), 10)
+    else:
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        assert cfg.INPUT.PIPELINE == "crop" and cfg.INPUT.CROP.ENABLED and cfg.INPUT.COLOR_AUG_SSD
+        assert (sizes[0], sizes[-1], len(sizes), list(cfg.INPUT.CROP.SIZE)) == (train[0], train[1], 16, train[2])
+        assert cfg.INPUT.MAX_SIZE_TRAIN == 2 * sizes[-1]
+        assert (cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.WARMUP_ITERS) == ("WarmupPolyLR", 0)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "million", "queries"),
+    [("R50", 44, 100), ("R101", 63, 100), ("SwinT", 47, 100), ("SwinS", 69, 100), ("SwinB", 107, 100)]
+    + [("SwinL_IN21k", 216, 200)],
+)
+def test_public_model_sizes(backbone, million, queries):
+    cfg = load_config(CONFIGS / "mask2former" / f"coco_panoptic_{backbone}.yaml", ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == million
+    assert cfg.MODEL.OVSEG.PROPOSALS.NUM_QUERIES == queries

@@ -1,0 +1,180 @@
+"""Time parts of the project on this machine.
+
+    python tools/benchmark.py                      # everything below
+    python tools/benchmark.py --only deformable    # the deformable core against its plain form
+    python tools/benchmark.py --only mask2former   # forward of Mask2Former R50 at 512 x 512, split by part
+
+Weights are random, float32, batch 1. Figures are the minimum and the median of --repeats runs after one warm-up;
+compared forms take turns, so that whatever else the machine does falls on all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import ovseg_d2.modeling  # noqa: F401  (registers the models)
+from ovseg_d2.config import add_ovseg_config
+from ovseg_d2.modeling.inference import mask_inference
+from ovseg_d2.modeling.layers.ms_deform_attn import deformable_sampling, deformable_sampling_by_grid
+from ovseg_d2.modeling.proposals.pixel_decoder import pixel_centres
+from ovseg_d2.structures import Vocabulary
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "mask2former" / "ade20k_semantic_R50.yaml"
+Timings = dict[str, list[float]]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_turns(functions: dict[str, Callable[[], object]], *, repeats: int, device: torch.device) -> Timings:
+    """Milliseconds of every function, called in turns; the first round warms up and is not counted."""
+    timings: Timings = defaultdict(list)
+    for repeat in tqdm(range(repeats + 1), desc="/".join(functions), leave=False):
+        for name, function in functions.items():
+            start = clock(device)
+            function()
+            if repeat:
+                timings[name].append(1e3 * (clock(device) - start))
+    return timings
+
+
+def deformable(*, repeats: int, device: torch.device) -> Timings:
+    """The core at 512 x 512: levels of stride 32, 16 and 8, 8 heads of 32 channels, 4 points, offsets of 3 pixels."""
+    torch.manual_seed(0)
+    shapes = [(16, 16), (32, 32), (64, 64)]
+    centres = pixel_centres(shapes, device)
+    total, heads, dim, points = len(centres), 8, 32, 4
+    sizes = torch.tensor([[w, h] for h, w in shapes], device=device)
+    offsets = 3 * torch.randn(1, total, heads, len(shapes), points, 2, device=device) / sizes[:, None]
+    locations = centres[None, :, None, None, None] + offsets
+    weights = torch.rand(1, total, heads, len(shapes) * points, device=device).softmax(-1)
+    weights = weights.view(1, total, heads, len(shapes), points)
+    value = torch.randn(1, total, heads, dim, device=device)
+    forms = {"core": deformable_sampling, "core, plain form": deformable_sampling_by_grid}
+
+    def forward(form: Callable[..., torch.Tensor]) -> Callable[[], object]:
+        def run() -> None:
+            with torch.inference_mode():
+                form(value, shapes, locations, weights)
+
+        return run
+
+    def forward_backward(form: Callable[..., torch.Tensor]) -> Callable[[], object]:
+        def run() -> None:
+            leaves = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
+            form(leaves[0], shapes, *leaves[1:]).sum().backward()
+
+        return run
+
+    timings = in_turns({f"{k}, forward": forward(f) for k, f in forms.items()}, repeats=repeats, device=device)
+    both = {f"{k}, forward + backward": forward_backward(f) for k, f in forms.items()}
+    return timings | in_turns(both, repeats=repeats, device=device)
+
+
+@contextmanager
+def timed_modules(modules: dict[str, nn.Module], into: Timings, device: torch.device):
+    """Record the milliseconds that each module's forward takes."""
+    starts: dict[str, float] = {}
+    handles = []
+    for name, module in modules.items():
+
+        def before(_module: nn.Module, _args: object, name: str = name) -> None:
+            starts[name] = clock(device)
+
+        def after(_module: nn.Module, _args: object, _output: object, name: str = name) -> None:
+            into[name].append(1e3 * (clock(device) - starts[name]))
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def mask2former(*, repeats: int, device: torch.device) -> Timings:
+    """Mask2Former R50, 100 queries, 9 decoder layers, 150 classes, one 512 x 512 image to semantic scores."""
+    torch.manual_seed(0)
+    cfg = get_cfg()
+    add_ovseg_config(cfg)
+    cfg.merge_from_file(str(CONFIG))
+    cfg.MODEL.DEVICE = str(device)
+    cfg.DATASETS.TRAIN = ()
+    model = build_model(cfg).eval()
+    names = tuple(f"class {i}" for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
+    vocabulary = Vocabulary(names=names, is_thing=(False,) * len(names))
+    batch = [{"image": torch.randint(0, 256, (3, 512, 512)).float(), "vocabulary": vocabulary}]
+    proposals = model.proposals
+    modules = {
+        "backbone": proposals.backbone,
+        "pixel decoder": proposals.pixel_decoder,
+        "mask decoder": proposals.mask_decoder,
+    }
+    timings: Timings = defaultdict(list)
+    with torch.inference_mode():
+        model(batch)
+        with timed_modules(modules, timings, device):
+            for _ in tqdm(range(repeats), desc="mask2former", leave=False):
+                start = clock(device)
+                model(batch)
+                timings["total"].append(1e3 * (clock(device) - start))
+        features = proposals(model.preprocess(batch))
+        class_logits = features.class_logits[0]
+        mask_logits = F.interpolate(features.mask_logits, size=(512, 512), mode="bilinear")[0]
+        semantic = {"semantic inference": lambda: mask_inference.semantic_inference(class_logits, mask_logits)}
+        timings |= in_turns(semantic, repeats=repeats, device=device)
+    return timings
+
+
+BENCHMARKS = {"deformable": deformable, "mask2former": mask2former}
+
+
+def report(name: str, timings: Timings) -> None:
+    print(f"\n{name}\n{'part':<34}{'min ms':>10}{'median ms':>12}")
+    for part, values in timings.items():
+        print(f"{part:<34}{min(values):>10.1f}{statistics.median(values):>12.1f}")
+    for part, values in timings.items():
+        plain = timings.get(part.replace("core,", "core, plain form,"))
+        if plain and plain is not values:
+            ratio = statistics.median(plain) / statistics.median(values)
+            print(f"{part}: {ratio:.2f} times as fast as the plain form (medians)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=sorted(BENCHMARKS), action="append", help="this benchmark; can be repeated")
+    parser.add_argument("--repeats", type=int, default=7, help="counted runs (default 7)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, help="also write all timings to this JSON file")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads, {args.repeats} repeats")
+    results = {}
+    for name in args.only or BENCHMARKS:
+        results[name] = BENCHMARKS[name](repeats=args.repeats, device=device)
+        report(name, results[name])
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
