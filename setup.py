@@ -34,7 +34,7 @@ setup(
         "tensorboard",
     ],
     extras_require={
-        "dev": ["pytest>=8", "ruff>=0.6", "torchmetrics>=1.4", "tqdm"],
+        "dev": ["pytest>=8", "ruff==0.17.*", "torchmetrics>=1.4", "tqdm"],
         "demo": ["tqdm"],
         # Apart because it brings a backport of the standard library's typing.
         "cityscapes": ["cityscapesScripts>=2.2"],

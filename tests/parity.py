@@ -2,7 +2,8 @@
 
     python tests/parity.py --goldens DIR [--family F]... [--case FAMILY/TOPIC/CASE]...
 
-Runs every case below DIR (``DIR/FAMILY/TOPIC/CASE/``) that holds ``tensors.safetensors`` or ``expected.json``, and prints
+Runs every case below DIR (``DIR/FAMILY/TOPIC/CASE/``) that holds ``tensors.safetensors`` or ``expected.json``, and
+prints
 
     family/topic/case  compared/total outputs  max_abs  worst |a-b|/(atol+rtol*|b|)  ok|FAIL|unsupported: why
 

@@ -34,6 +34,7 @@ SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18
 VERSION = "0.5+pypi.1"
 # pip 26.3 refuses the sdist because one of its extras names a URL; setuptools runs the sdist's own metadata step.
 DOWNLOAD_TOOLS = ("pip>=22.3,<26.3", "setuptools>=70.1")
+NO_INDEX_HINT = "on a machine with no package index, pass --sdist FILE"
 
 DIST_INFO = f"detectron2-{VERSION}.dist-info"
 STUB_MODULE = "detectron2/_no_extension.py"
@@ -184,13 +185,16 @@ def download_sdist(folder: Path) -> Path:
     """
     _require_torch()
     tools = folder / "tools"
-    _run_pip(["install", "--quiet", "--target", str(tools), *DOWNLOAD_TOOLS], doing="fetch a pip that takes the sdist")
+    _run_pip(
+        ["install", "--quiet", "--target", str(tools), *DOWNLOAD_TOOLS],
+        doing=f"fetch a pip that takes the sdist ({NO_INDEX_HINT})",
+    )
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{SDIST_NAME}=={SDIST_VERSION} --hash=sha256:{SDIST_SHA256}\n")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--require-hashes", "--dest", str(folder)]
     _run_pip(
         ["download", *options, "--requirement", str(requirements)],
-        doing=f"download {SDIST_NAME}=={SDIST_VERSION} (on a machine with no package index, pass --sdist FILE)",
+        doing=f"download {SDIST_NAME}=={SDIST_VERSION} ({NO_INDEX_HINT})",
         python_path=tools,
     )
     found = sorted(folder.glob("*.tar.gz"))
@@ -369,7 +373,7 @@ def _run_pip(arguments: list[str], *, doing: str, python_path: Path | None = Non
 def _last_line(text: str) -> str:
     """The last line of pip's or Python's output that says what went wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
     return (errors or lines or ["no message"])[-1]
 
 

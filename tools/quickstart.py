@@ -58,7 +58,8 @@ def table(results: dict[str, Any]) -> str:
     widths = [max(len(name), len(value)) + 3 for name, value in cells]
     head = "".join(name.rjust(width) for (name, _), width in zip(cells, widths, strict=True))
     body = "".join(value.rjust(width) for (_, value), width in zip(cells, widths, strict=True))
-    return f"{results['method']}, {results['steps']} steps, {results['seconds'] / 60:.1f} minutes (percent)\n{head}\n{body}"
+    how = f"{results['method']}, {results['steps']} steps, {results['seconds'] / 60:.1f} minutes (percent)"
+    return f"{how}\n{head}\n{body}"
 
 
 def draw(weights: Path, sheet: Path, *, num_images: int) -> None:
@@ -90,6 +91,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"), help="default: %(default)s")
     parser.add_argument("--force", action="store_true", help="delete the last training and start anew")
+    parser.add_argument(
+        "--world", type=int, nargs=2, default=(1000, 200), metavar=("TRAIN", "VAL"), help="pictures (default 1000 200)"
+    )
     parser.add_argument("--images", type=int, default=8, help="pictures on the contact sheet (default 8)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values for train_net.py")
     args = parser.parse_args()
@@ -100,7 +104,8 @@ def main() -> None:
         shutil.rmtree(training)
     os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
     start = time.monotonic()
-    run("datasets/prepare_ovshapes.py")
+    train, val = map(str, args.world)
+    run("datasets/prepare_ovshapes.py", "--train", train, "--val", val)
     if (training / "results.json").exists():
         print(f"\n{training} holds a finished training (--force trains anew)")
     else:

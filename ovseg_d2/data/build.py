@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import operator
 import os
@@ -125,8 +126,13 @@ class TrainLoader:
         yield from self.loader
 
 
-def build_train_loader(cfg: Any) -> TrainLoader:
-    """The loader of ``DATASETS.TRAIN``: one data set or several, told apart by each dict's ``dataset_name``."""
+def build_train_loader(cfg: Any, *, start_iteration: int = 0) -> TrainLoader:
+    """The loader of ``DATASETS.TRAIN``: one data set or several, told apart by each dict's ``dataset_name``.
+
+    Args:
+        start_iteration: batches to pass over, so that a resumed run (with ``SEED`` set) goes on with the images that
+            an uninterrupted one would see next.
+    """
     names = tuple(cfg.DATASETS.TRAIN)
     if not names:
         raise ValueError("DATASETS.TRAIN is empty; expected the name of a registered data set")
@@ -142,8 +148,11 @@ def build_train_loader(cfg: Any) -> TrainLoader:
     _logger.info("training on %d images of %s", len(records), ", ".join(names))
 
     sampler = _train_sampler(cfg, records)
+    if start_iteration:
+        sampler = _Later(sampler, start_iteration * (total // world_size))
     dataset = MappedDataset(DatasetFromList(records, copy=False), mapper, replace_skipped=True)
-    seed_worker = functools.partial(_seed_worker, _process_seed(cfg))
+    # Other augmentations after a resume than at the start.
+    seed_worker = functools.partial(_seed_worker, _process_seed(cfg) + start_iteration)
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         loader = DataLoader(
             dataset,
@@ -176,6 +185,17 @@ def build_test_loader(cfg: Any, dataset_name: str) -> EvaluationLoader:
         collate_fn=_as_list,
     )
     return EvaluationLoader(_RaisingLoader(loader), mapper, dataset_name)
+
+
+class _Later(Sampler):
+    """An endless sampler without its first ``count`` indices."""
+
+    def __init__(self, sampler: Sampler, count: int) -> None:
+        self.sampler = sampler
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self.sampler, self.count, None)
 
 
 def _train_sampler(cfg: Any, records: Sequence[Record]) -> Sampler:

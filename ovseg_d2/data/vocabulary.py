@@ -6,7 +6,6 @@ from typing import Any
 
 from ovseg_d2.structures import Vocabulary
 
-
 # Data sets of instances alone: their classes are the things, whatever stuff_classes their metadata lists beside them.
 _INSTANCE_EVALUATORS = ("coco", "lvis", "cityscapes_instance")
 

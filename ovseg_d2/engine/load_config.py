@@ -56,7 +56,9 @@ def _read_yaml(config_file: str | Path) -> Mapping[str, Any]:
         # Without unsafe tags: a config file is data, too.
         content = CfgNode.load_yaml_with_base(str(config_file), allow_unsafe=False)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"config file {config_file} is based on {error.filename}, which does not exist") from error
+        raise FileNotFoundError(
+            f"config file {config_file} is based on {error.filename}, which does not exist"
+        ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"config file {config_file} is no plain YAML: {' '.join(str(error).split())}") from error
     except TypeError as error:  # an empty file, or one that holds no keys

@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 # _NormBase is the parent of all batch and instance normalisations, SyncBatchNorm included.
 NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
 # Position tables are raw parameters of attention and embedding modules of several libraries, so these go by name.
-POSITION_PARAMETERS = frozenset({"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "positional_embedding"})
+POSITION_PARAMETERS = frozenset(
+    {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "positional_embedding"}
+)
 
 OPTIMIZERS = ("ADAMW", "SGD")
 CLIP_TYPES = ("full_model", "value", "norm")
@@ -141,9 +143,7 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
         return lambda parameters: nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
     if clip.CLIP_TYPE == "norm":
         return lambda parameters: _clip_each_norm(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
-    raise ValueError(
-        f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}, allowed are {', '.join(CLIP_TYPES)}"
-    )
+    raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}, allowed are {', '.join(CLIP_TYPES)}")
 
 
 def _clip_each_norm(parameters: Sequence[nn.Parameter], max_norm: float, norm_type: float) -> None:

@@ -55,7 +55,9 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file of the model and its training")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST, do not train")
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST, do not train"
+    )
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="GPUs of this machine; with MODEL.DEVICE cpu, processes"
     )
@@ -126,4 +128,6 @@ def seed_everything(seed: int, rank: int) -> None:
 def _check_batch_size(cfg: CfgNode, world_size: int) -> None:
     batch_size = cfg.SOLVER.IMS_PER_BATCH
     if batch_size < 1 or batch_size % world_size:
-        raise ValueError(f"SOLVER.IMS_PER_BATCH is {batch_size}, expected a positive multiple of {world_size} (processes)")
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {batch_size}, expected a positive multiple of {world_size} (processes)"
+        )

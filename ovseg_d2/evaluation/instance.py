@@ -99,7 +99,7 @@ class InstanceEvaluator(DatasetEvaluator):
         else:
             areas = [p["bbox"][2] * p["bbox"][3] for p in predictions]
         detections = [p | {"area": area, "iscrowd": 0} for p, area in zip(predictions, areas, strict=True)]
-        with contextlib.redirect_stdout(io.StringIO()) as log:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
             detected = _build_coco(ground_truth.dataset["images"], ground_truth.dataset["categories"], detections)
             coco_eval = COCOeval(ground_truth, detected, kind)
             coco_eval.params.imgIds = image_ids
@@ -107,7 +107,6 @@ class InstanceEvaluator(DatasetEvaluator):
             coco_eval.evaluate()
             coco_eval.accumulate()
             coco_eval.summarize()
-        logger.debug("%s", log.getvalue())
         # pycocotools says -1 where there is no ground truth.
         stats = [100 * value if value >= 0 else float("nan") for value in coco_eval.stats.tolist()]
         return dict(zip(METRICS, stats, strict=False)) | self._class_scores(coco_eval)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,15 +81,6 @@ def test_label_images_are_needed_only_to_evaluate_them(coded: CodedData) -> None
 def test_unknown_name(coded: CodedData) -> None:
     with pytest.raises(ValueError, match=r"data set 'ovshapes_vol' is not registered; did you mean ovshapes_val"):
         check_dataset(data_cfg("coded_panoptic"), ("coded_panoptic", "ovshapes_vol"))
-
-
-def test_world_that_was_not_generated(coded: CodedData, tmp_path: Path) -> None:
-    metadata = MetadataCatalog.get("ovshapes_val")
-    if Path(metadata.image_root).is_dir():
-        pytest.skip("OVShapes has been generated in the default folder")
-    cfg = data_cfg("ovshapes_val", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 72)
-    with pytest.raises(FileNotFoundError, match=r"ovshapes/val does not exist \(python datasets/prepare_ovshapes.py"):
-        check_dataset(cfg, "ovshapes_val")
 
 
 def test_number_of_classes(coded: CodedData) -> None:

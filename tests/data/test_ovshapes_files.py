@@ -153,6 +153,17 @@ def test_bad_settings(settings: dict[str, int], message: str) -> None:
         WorldSettings(**settings)
 
 
+def test_a_world_that_was_not_generated(registered: Path) -> None:
+    (registered / "val").rename(registered / "elsewhere")
+    try:
+        with pytest.raises(
+            FileNotFoundError, match=r"ovshapes/val does not exist \(python datasets/prepare_ovshapes.py"
+        ):
+            check_dataset(data_cfg("ovshapes_val", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 72), "ovshapes_val")
+    finally:
+        (registered / "elsewhere").rename(registered / "val")
+
+
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
 @pytest.mark.parametrize("view", ["train", "train_seen"])
 def test_every_view_goes_through_check_mapper_and_loader(registered: Path, view: str, kind: str) -> None:

@@ -94,6 +94,12 @@ def test_no_prediction_scores_0(both_sources):
     assert results["segm"]["AP"] == 0 and "bbox" not in results
 
 
+def test_more_than_255_predictions(both_sources):
+    masks = [strip(0, 9), strip(12, 20)] + [strip(22, 28)] * 298
+    results = evaluate(both_sources, masks, np.linspace(0.9, 0.1, 300).tolist(), [CAT] * 300)
+    assert results["segm"]["AP"] == results["bbox"]["AP"] == pytest.approx(100)
+
+
 def test_crowd_is_ignored(tmp_path):
     ids = ids_of(_1=(0, 9), _2=(12, 28))
     dataset = make_dataset(tmp_path, [(ids, {1: CAT, 2: CAT})], crowd={2})

@@ -16,9 +16,7 @@ def model():
 
 
 def inputs(*sizes, num_classes=5, num_masks=3):
-    return [
-        random_input(size, num_classes=num_classes, num_masks=num_masks, seed=i) for i, size in enumerate(sizes)
-    ]
+    return [random_input(size, num_classes=num_classes, num_masks=num_masks, seed=i) for i, size in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("num_masks", [3, 0], ids=["targets", "no targets"])

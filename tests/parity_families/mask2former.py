@@ -94,9 +94,7 @@ def position_encoding(case: Case) -> dict[str, Any]:
     ctor = case.meta["constructor"]
     if not ctor["normalize"]:
         raise Unsupported("normalize=False")
-    module = SinePositionEncoding(
-        dim=2 * ctor["num_pos_feats"], temperature=ctor["temperature"], scale=ctor["scale"]
-    )
+    module = SinePositionEncoding(dim=2 * ctor["num_pos_feats"], temperature=ctor["temperature"], scale=ctor["scale"])
     pos = module(case.inputs["x"], case.inputs.get("mask"))
     return {"pos": pos.expand(len(case.inputs["x"]), -1, -1, -1)}
 
@@ -402,9 +400,7 @@ def full_model(case: Case) -> dict[str, Any]:
     vocabulary = numbered_vocabulary(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, case.meta["thing_contiguous_ids"])
     batch = [
         {"image": image, "height": height, "width": width, "vocabulary": vocabulary}
-        for image, (height, width) in zip(
-            case.indexed("image_{}"), case.meta["output_sizes_height_width"], strict=True
-        )
+        for image, (height, width) in zip(case.indexed("image_{}"), case.meta["output_sizes_height_width"], strict=True)
     ]
     with torch.no_grad():
         images = model.preprocess(batch)
@@ -419,9 +415,7 @@ def full_model(case: Case) -> dict[str, Any]:
     if "gt_classes_0" in case.inputs:
         targets = recorded_targets(case, "gt_classes_{}", "gt_masks_{}")
         for x, target in zip(batch, targets, strict=True):
-            x["instances"] = Instances(
-                tuple(x["image"].shape[-2:]), gt_classes=target.class_ids, gt_masks=target.masks
-            )
+            x["instances"] = Instances(tuple(x["image"].shape[-2:]), gt_classes=target.class_ids, gt_masks=target.masks)
         model.criterion.sampler = RecordedDraws(case.indexed("rand_{:02d}"))
         outputs |= {f"loss/{name}": loss for name, loss in model.train()(batch).items()}
     return outputs

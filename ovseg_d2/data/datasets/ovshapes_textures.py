@@ -121,20 +121,22 @@ def stone(rng: np.random.Generator, height: int, width: int, unit: float) -> Arr
     col, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     col0, row0 = int(col.min()) - 1, int(row.min()) - 1
     shape = (int(row.max()) - row0 + 2, int(col.max()) - col0 + 2)
-    jitter = rng.uniform(0.12, 0.88, (*shape, 2)).astype(np.float32)
-    shades = rng.random(shape, dtype=np.float32)
-    # The nearest two of the nine surrounding centres: their difference is small along the gaps.
-    first, second = np.full(x.shape, 9.0, np.float32), np.full(x.shape, 9.0, np.float32)
-    shade = np.zeros(x.shape, np.float32)
+    rows, cols = np.mgrid[row0 : row0 + shape[0], col0 : col0 + shape[1]].astype(np.float32)
+    centre_x = (cols + rng.uniform(0.12, 0.88, shape).astype(np.float32)).ravel()
+    centre_y = (rows + rng.uniform(0.12, 0.88, shape).astype(np.float32)).ravel()
+    # The nearest two of the nine surrounding centres (squared distances): they are nearly as far along the gaps.
+    home = (row - row0) * shape[1] + col - col0
+    first, second = np.full(x.shape, 99.0, np.float32), np.full(x.shape, 99.0, np.float32)
+    nearest = home
     for d_row in (-1, 0, 1):
         for d_col in (-1, 0, 1):
-            r, c = row + d_row, col + d_col
-            centre = jitter[r - row0, c - col0]
-            distance = np.hypot(x - c - centre[..., 0], y - r - centre[..., 1])
+            cell = home + (d_row * shape[1] + d_col)
+            distance = np.square(x - centre_x.take(cell)) + np.square(y - centre_y.take(cell))
             second = np.minimum(second, np.maximum(first, distance))
-            shade = np.where(distance < first, shades[r - row0, c - col0], shade)
+            nearest = np.where(distance < first, cell, nearest)
             first = np.minimum(first, distance)
-    dome = np.clip((second - first) / 0.45, 0, 1)
+    shade = rng.random(centre_x.shape, dtype=np.float32).take(nearest)
+    dome = np.clip((np.sqrt(second) - np.sqrt(first)) / 0.45, 0, 1)
     return _mix((44, 44, 46), (126, 128, 132), dome**0.6) * (0.78 + 0.5 * shade[..., None])
 
 

@@ -73,9 +73,7 @@ class HungarianMatcher(nn.Module):
             for i, target in enumerate(targets):
                 point_targets = sample_points(target.masks[None].float(), points[i : i + 1])[0]
                 result.append(
-                    pairwise_costs(
-                        proposals.class_logits[i].float(), point_logits[i], target.class_ids, point_targets
-                    )
+                    pairwise_costs(proposals.class_logits[i].float(), point_logits[i], target.class_ids, point_targets)
                 )
             return result
 

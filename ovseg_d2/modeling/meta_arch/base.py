@@ -70,9 +70,9 @@ class OpenVocabSegmentor(nn.Module, ABC):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
         Args:
-            batched_inputs: detectron2's dicts. ``image`` (3, H, W), 0 to 255, in ``INPUT.FORMAT``; ``height``, ``width`` of
-                the results (default: the image's); in training ``instances`` with ``gt_classes`` and ``gt_masks``; in
-                evaluation optionally ``vocabulary`` (a :class:`Vocabulary`) or ``dataset_name``.
+            batched_inputs: detectron2's dicts. ``image`` (3, H, W), 0 to 255, in ``INPUT.FORMAT``; ``height`` and
+                ``width`` of the results (default: the image's); in training ``instances`` with ``gt_classes`` and
+                ``gt_masks``; in evaluation optionally ``vocabulary`` (a :class:`Vocabulary`) or ``dataset_name``.
 
         Returns:
             In training the weighted losses by name. In evaluation one dict an image: ``sem_seg`` (K, H, W),

@@ -1,0 +1,49 @@
+"""Evaluation of a model on all of ``DATASETS.TEST``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from ovseg_d2.data import build_test_loader
+from ovseg_d2.evaluation import build_evaluator
+from ovseg_d2.evaluation.results import results_table, write_results
+
+logger = logging.getLogger(__name__)
+Results = dict[str, dict[str, dict[str, float]]]
+
+
+def evaluate(cfg: CfgNode, model: nn.Module, *, extra: dict[str, Any] | None = None) -> Results:
+    """Metrics of every dataset in ``DATASETS.TEST``, in percent.
+
+    The main process logs them as a table and writes them, with ``extra``, to ``OUTPUT_DIR/results.json``; predictions
+    go to ``OUTPUT_DIR/inference/<dataset>``.
+
+    Returns:
+        {dataset: {task: {metric: value}}} in the main process, {} in the others.
+    """
+    results: Results = {}
+    for name in cfg.DATASETS.TEST:
+        folder = Path(cfg.OUTPUT_DIR, "inference", name) if cfg.OUTPUT_DIR else None
+        if folder and comm.is_main_process():
+            folder.mkdir(parents=True, exist_ok=True)
+        loader = build_test_loader(cfg, name)
+        scores = inference_on_dataset(model, loader, build_evaluator(cfg, name, folder))
+        skipped = sum(comm.all_gather(loader.num_skipped))
+        if skipped:
+            logger.warning(f"{name}: {skipped} images could not be decoded and are missing from the evaluation")
+        if comm.is_main_process():
+            results[name] = scores
+    if comm.is_main_process():
+        logger.info(f"Results (percent):\n{results_table(results)}")
+        if cfg.OUTPUT_DIR:
+            path = Path(cfg.OUTPUT_DIR, "results.json")
+            write_results(path, results, {"model": cfg.MODEL.META_ARCHITECTURE, **(extra or {})})
+            logger.info(f"All metrics: {path}")
+    return results

@@ -1,0 +1,60 @@
+"""The quickstart from end to end, on a world of a few pictures and for two steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    environment = os.environ | {"DETECTRON2_DATASETS": str(folder / "data")}
+    command = [sys.executable, "tools/quickstart.py", "--output", str(folder / "out"), "--world", "6", "3"]
+    command += ["--images", "2"]
+    opts = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]
+    opts += ["MODEL.OVSEG.PROPOSALS.DEC_LAYERS", "1"]
+
+    def start(*more):
+        return subprocess.run(
+            [*command, *more, *opts], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        )
+
+    return start, folder / "out"
+
+
+def test_quickstart(run):
+    start, out = run
+    done = start()
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert results["method"] == "Mask2Former" and results["steps"] == 2 and results["seconds"] > 0
+    assert set(results["semantic"]) == {"mIoU", "mIoU_seen", "mIoU_unseen", "hIoU"}
+    assert set(results["panoptic"]) == {"PQ", "SQ", "RQ"} and set(results["instance"]) == {"AP"}
+    # All classes are trained, so there are no unseen ones.
+    assert results["semantic"]["hIoU"] is None and 0 <= results["semantic"]["mIoU"] <= 100
+    assert min(Image.open(out / "predictions.png").size) > 300
+    assert str(out / "predictions.png") in done.stdout and "mIoU" in done.stdout
+
+    again = start()
+    assert again.returncode == 0 and "holds a finished training" in again.stdout
+    assert json.loads((out / "results.json").read_text()) == results
+
+
+def test_a_failing_step_ends_it(tmp_path):
+    environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "tools/quickstart.py", "--output", str(tmp_path / "out"), "--world", "0", "-1"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode != 0 and "quickstart: stopped" in done.stderr
