@@ -10,7 +10,7 @@ from detectron2.config import CfgNode as CN
 def add_ovseg_config(cfg: CN) -> None:
     """Add the project's keys to ``cfg`` (from ``detectron2.config.get_cfg()``), in place.
 
-    A key that the installed detectron2 already has (its versions differ) keeps detectron2's meaning and gets our default.
+    A key that the installed detectron2 already has (its versions differ) keeps its meaning and gets our default.
     """
     _add_model(cfg.MODEL)
     _add_input(cfg)

@@ -1,10 +1,10 @@
-"""Data sets, vocabularies, the mapper and the loaders. Importing this package registers the data sets."""
+"""Datasets, vocabularies, the mapper and the loaders. Importing this package registers the datasets."""
 
-from . import datasets  # registers
-from .build import build_test_loader, build_train_loader
-from .check import check_dataset
-from .dataset_mapper import OVSegDatasetMapper
-from .vocabulary import vocabulary_from_metadata
+from ovseg_d2.data import datasets  # registers
+from ovseg_d2.data.build import build_test_loader, build_train_loader
+from ovseg_d2.data.check import check_dataset
+from ovseg_d2.data.dataset_mapper import OVSegDatasetMapper
+from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 
 __all__ = [
     "OVSegDatasetMapper",

@@ -17,8 +17,8 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from .check import load_dataset_dicts
-from .dataset_mapper import OVSegDatasetMapper
+from ovseg_d2.data.check import load_dataset_dicts
+from ovseg_d2.data.dataset_mapper import OVSegDatasetMapper
 
 _logger = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -73,7 +73,7 @@ class EvaluationLoader:
     """Batches of one image each; one that was skipped (``TEST.ON_CORRUPT_IMAGE skip``) gives no batch.
 
     Attributes:
-        dataset_name: the data set.
+        dataset_name: the dataset.
         mapper: its ``num_skipped`` is the number of images of this process's share that were left out.
     """
 
@@ -127,7 +127,7 @@ class TrainLoader:
 
 
 def build_train_loader(cfg: Any, *, start_iteration: int = 0) -> TrainLoader:
-    """The loader of ``DATASETS.TRAIN``: one data set or several, told apart by each dict's ``dataset_name``.
+    """The loader of ``DATASETS.TRAIN``: one dataset or several, told apart by each dict's ``dataset_name``.
 
     Args:
         start_iteration: batches to pass over, so that a resumed run (with ``SEED`` set) goes on with the images that
@@ -135,7 +135,7 @@ def build_train_loader(cfg: Any, *, start_iteration: int = 0) -> TrainLoader:
     """
     names = tuple(cfg.DATASETS.TRAIN)
     if not names:
-        raise ValueError("DATASETS.TRAIN is empty; expected the name of a registered data set")
+        raise ValueError("DATASETS.TRAIN is empty; expected the name of a registered dataset")
     world_size = comm.get_world_size()
     total = cfg.SOLVER.IMS_PER_BATCH
     if total <= 0 or total % world_size:
@@ -174,7 +174,7 @@ def build_train_loader(cfg: Any, *, start_iteration: int = 0) -> TrainLoader:
 
 
 def build_test_loader(cfg: Any, dataset_name: str) -> EvaluationLoader:
-    """The evaluation loader of one data set: each image once over all processes, one image a batch."""
+    """The evaluation loader of one dataset: each image once over all processes, one image a batch."""
     mapper = OVSegDatasetMapper(cfg, is_train=False, dataset_names=dataset_name)
     records = load_dataset_dicts(dataset_name, filter_empty=False)
     dataset = MappedDataset(DatasetFromList(records, copy=False), mapper, replace_skipped=False)
@@ -205,7 +205,7 @@ def _train_sampler(cfg: Any, records: Sequence[Record]) -> Sampler:
     if name == "TrainingSampler":
         return TrainingSampler(len(records), seed=seed)
     if name == "RepeatFactorTrainingSampler":
-        # Segments stand for annotations, so that rare classes of panoptic data sets are repeated too.
+        # Segments stand for annotations, so that rare classes of panoptic datasets are repeated too.
         annotated = [
             {"annotations": record.get("annotations") or record.get("segments_info", [])} for record in records
         ]

@@ -1,4 +1,4 @@
-"""Looks at data sets before a run: every problem that needs no decoding is one line before the first iteration."""
+"""Looks at datasets before a run: every problem that needs no decoding is one line before the first iteration."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from .vocabulary import vocabulary_from_metadata
+from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 
-#: Meta-architectures whose classifier has one output a class: all data sets of a run must have the same classes.
+#: Meta-architectures whose classifier has one output a class: all datasets of a run must have the same classes.
 CLOSED_VOCABULARY = ("Mask2Former",)
 
 
@@ -22,15 +22,15 @@ def require_registered(name: str) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"registered: {', '.join(sorted(known))}"
-        raise ValueError(f"data set {name!r} is not registered; {hint}")
+        raise ValueError(f"dataset {name!r} is not registered; {hint}")
 
 
 def load_dataset_dicts(name: str, *, filter_empty: bool) -> list[dict[str, Any]]:
-    """Dicts of a registered data set, each with its ``dataset_name``.
+    """Dicts of a registered dataset, each with its ``dataset_name``.
 
     Args:
-        filter_empty: leave out images without any annotation that is no crowd (segments of panoptic data sets, objects
-            of instance data sets; semantic label files are not opened).
+        filter_empty: leave out images without any annotation that is no crowd (segments of panoptic datasets, objects
+            of instance datasets; semantic label files are not opened).
     """
     require_registered(name)
     metadata = MetadataCatalog.get(name)
@@ -39,14 +39,14 @@ def load_dataset_dicts(name: str, *, filter_empty: bool) -> list[dict[str, Any]]
     except FileNotFoundError as error:
         # Raised by our readers in one line; by detectron2's as a bare path.
         reason = str(error) if error.errno is None else f"{error.filename} does not exist"
-        raise FileNotFoundError(f"data set {name!r}: {reason}{_hint(metadata)}") from None
+        raise FileNotFoundError(f"dataset {name!r}: {reason}{_hint(metadata)}") from None
     except (AssertionError, KeyError) as error:
         reason = " ".join(str(error.args[0] if error.args else error).split())
-        raise ValueError(f"data set {name!r}: {reason}") from error
+        raise ValueError(f"dataset {name!r}: {reason}") from error
     if filter_empty:
         records = [record for record in records if _has_annotations(record)]
     if not records:
-        raise ValueError(f"data set {name!r} has no {'annotated ' if filter_empty else ''}images")
+        raise ValueError(f"dataset {name!r} has no {'annotated ' if filter_empty else ''}images")
     return [{**record, "dataset_name": name} for record in records]
 
 
@@ -63,7 +63,7 @@ def _hint(metadata: Any) -> str:
 
 
 def check_dataset(cfg: Any, dataset_names: str | Sequence[str]) -> None:
-    """Check registered data sets against their files and the configuration.
+    """Check registered datasets against their files and the configuration.
 
     Args:
         cfg: the configuration of the run.
@@ -105,7 +105,7 @@ def _check_folders(name: str, keys: Iterable[str]) -> None:
     for key in keys:
         folder = getattr(metadata, folder_keys[key], None)
         if folder is not None and not PathManager.isdir(folder):
-            raise FileNotFoundError(f"data set {name!r}: folder {folder} does not exist{_hint(metadata)}")
+            raise FileNotFoundError(f"dataset {name!r}: folder {folder} does not exist{_hint(metadata)}")
 
 
 def _check_files(name: str, records: Sequence[dict[str, Any]], key: str) -> None:
@@ -123,7 +123,7 @@ def _check_files(name: str, records: Sequence[dict[str, Any]], key: str) -> None
         metadata = MetadataCatalog.get(name)
         source = getattr(metadata, "panoptic_json", None) or getattr(metadata, "json_file", None) or "its label files"
         raise FileNotFoundError(
-            f"data set {name!r}: {missing[0]} does not exist, though {source} names it "
+            f"dataset {name!r}: {missing[0]} does not exist, though {source} names it "
             f"({len(missing)} of {len(paths)} files are missing)"
         )
 
@@ -139,7 +139,7 @@ def _check_every_label_has_an_image(name: str, records: Sequence[dict[str, Any]]
     alone = sorted(set(labels) - paired)
     if alone:
         raise FileNotFoundError(
-            f"data set {name!r}: label {os.path.join(metadata.sem_seg_root, alone[0])} has no image in "
+            f"dataset {name!r}: label {os.path.join(metadata.sem_seg_root, alone[0])} has no image in "
             f"{metadata.image_root} ({len(alone)} of {len(labels)} labels)"
         )
 
@@ -150,7 +150,7 @@ def _check_categories(name: str, records: Sequence[dict[str, Any]]) -> None:
         for annotation in record.get("segments_info", record.get("annotations", ())):
             if not 0 <= annotation["category_id"] < num_classes:
                 raise ValueError(
-                    f"data set {name!r}: {record['file_name']} has category {annotation['category_id']}, "
+                    f"dataset {name!r}: {record['file_name']} has category {annotation['category_id']}, "
                     f"expected 0..{num_classes - 1}"
                 )
 
@@ -161,7 +161,7 @@ def _check_classes(cfg: Any, name: str) -> None:
     num_classes = len(vocabulary_from_metadata(MetadataCatalog.get(name)))
     if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES != num_classes:
         raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, but data set {name!r} has "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, but dataset {name!r} has "
             f"{num_classes} classes; a model of a closed vocabulary needs the same"
         )
 
@@ -173,6 +173,6 @@ def _check_same_names(names: Sequence[str]) -> None:
         for index, (a, b) in enumerate(zip(vocabularies[first], vocabularies[other], strict=True)):
             if a != b:
                 raise ValueError(
-                    f"class {index} is {a!r} in data set {first!r} and {b!r} in {other!r}; a model of a closed "
+                    f"class {index} is {a!r} in dataset {first!r} and {b!r} in {other!r}; a model of a closed "
                     "vocabulary needs the same classes in the same order"
                 )

@@ -17,11 +17,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances, polygons_to_bitmask
 
-from .augmentation import build_augmentations, build_test_augmentations
-from .check import require_registered
-from .image_io import CorruptImageError, annotated_size, check_size, read_image
-from .label_map import LabelMap
-from .vocabulary import vocabulary_from_metadata
+from ovseg_d2.data.augmentation import build_augmentations, build_test_augmentations
+from ovseg_d2.data.check import require_registered
+from ovseg_d2.data.image_io import CorruptImageError, annotated_size, check_size, read_image
+from ovseg_d2.data.label_map import LabelMap
+from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 
 Array = np.ndarray
 TARGETS = ("panoptic", "semantic", "instance")
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What the mapper needs to know of a data set: its number of classes and the label of unlabelled pixels."""
+    """What the mapper needs to know of a dataset: its number of classes and the label of unlabelled pixels."""
 
     num_classes: int
     ignore_label: int | None
@@ -54,7 +54,7 @@ class OVSegDatasetMapper:
 
     A segment that the crop removed wholly is no instance (the public panoptic mappers keep it, with an empty mask that
     a query must then learn to predict). Unlabelled, ignored and padded pixels are ``ignore_value`` in ``sem_seg``
-    whatever a data set's own ignore label is, and in no mask.
+    whatever a dataset's own ignore label is, and in no mask.
 
     In evaluation the result is the dict itself with ``image`` added.
     """
@@ -78,7 +78,7 @@ class OVSegDatasetMapper:
             image_format: RGB or BGR.
             targets: panoptic, semantic or instance.
             ignore_value: label of pixels without a class in ``sem_seg``.
-            datasets: what is known of each data set that a dict's ``dataset_name`` may name.
+            datasets: what is known of each dataset that a dict's ``dataset_name`` may name.
             on_corrupt_image: "skip" (log, count and return None) or "raise".
         """
         if targets not in TARGETS:
@@ -89,7 +89,7 @@ class OVSegDatasetMapper:
         for name, info in datasets.items():
             if is_train and targets != "instance" and 0 <= ignore_value < info.num_classes:
                 raise ValueError(
-                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, a class of data set {name!r}; expected a "
+                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, a class of dataset {name!r}; expected a "
                     f"value outside 0..{info.num_classes - 1}"
                 )
         self.is_train = is_train
@@ -181,7 +181,7 @@ class OVSegDatasetMapper:
         if self.targets == "instance":
             self._require(record, "annotations")
             return None
-        # The semantic labels of a panoptic data set are in its panoptic files.
+        # The semantic labels of a panoptic dataset are in its panoptic files.
         key = "pan_seg_file_name"
         if self.targets == "semantic" and key not in record:
             key = "sem_seg_file_name"
@@ -205,8 +205,8 @@ class OVSegDatasetMapper:
     def _require(self, record: dict[str, Any], key: str) -> None:
         if key not in record:
             raise ValueError(
-                f"INPUT.TARGETS is {self.targets!r}, but {record['file_name']} of data set {record['dataset_name']!r} "
-                f"has no {key}; expected a data set with {self.targets} annotations"
+                f"INPUT.TARGETS is {self.targets!r}, but {record['file_name']} of dataset {record['dataset_name']!r} "
+                f"has no {key}; expected a dataset with {self.targets} annotations"
             )
 
     def _add_targets(self, record: dict[str, Any], labels: LabelMap | None, transforms: T.TransformList) -> None:
@@ -234,7 +234,7 @@ class OVSegDatasetMapper:
         if len(class_ids) and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_classes:
             raise ValueError(
                 f"an annotation of {record['file_name']} has category {int(class_ids.max())}, expected "
-                f"0..{num_classes - 1} in data set {record['dataset_name']!r}"
+                f"0..{num_classes - 1} in dataset {record['dataset_name']!r}"
             )
         present = torch.from_numpy(masks.any(axis=(1, 2)))
         return class_ids[present], torch.from_numpy(masks)[present]

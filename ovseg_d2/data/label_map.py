@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from fvcore.transforms.transform import TransformList
 
-from .augmentation import decode_rgb_ids, transform_labels
+from ovseg_d2.data.augmentation import decode_rgb_ids, transform_labels
 
 Array = np.ndarray
 

@@ -1,4 +1,4 @@
-"""Vocabularies from a data set's metadata."""
+"""Vocabularies from a dataset's metadata."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 from ovseg_d2.structures import Vocabulary
 
-# Data sets of instances alone: their classes are the things, whatever stuff_classes their metadata lists beside them.
+# Datasets of instances alone: their classes are the things, whatever stuff_classes their metadata lists beside them.
 _INSTANCE_EVALUATORS = ("coco", "lvis", "cityscapes_instance")
 
 
 def vocabulary_from_metadata(metadata: Any) -> Vocabulary:
-    """All K classes of a registered data set, in the order of their contiguous ids.
+    """All K classes of a registered dataset, in the order of their contiguous ids.
 
-    Panoptic data sets list all classes as ``stuff_classes`` and mark the things by
-    ``thing_dataset_id_to_contiguous_id``; instance data sets have ``thing_classes`` only.
+    Panoptic datasets list all classes as ``stuff_classes`` and mark the things by
+    ``thing_dataset_id_to_contiguous_id``; instance datasets have ``thing_classes`` only.
 
     Raises:
         ValueError: the metadata has no class names, or numbers things and stuffs separately (Panoptic-FPN style).
@@ -27,7 +27,7 @@ def vocabulary_from_metadata(metadata: Any) -> Vocabulary:
         thing_names = {name.strip() for name in getattr(metadata, "thing_classes", names)}
         if any(i >= len(names) or names[i] not in thing_names for i in things):
             raise ValueError(
-                f"data set {metadata.name!r} numbers things and stuffs separately; expected one list of all classes "
+                f"dataset {metadata.name!r} numbers things and stuffs separately; expected one list of all classes "
                 "in stuff_classes (for COCO: coco_2017_*_panoptic_with_sem_seg)"
             )
         return Vocabulary(names=names, is_thing=tuple(i in things for i in range(len(names))))
@@ -35,5 +35,5 @@ def vocabulary_from_metadata(metadata: Any) -> Vocabulary:
         names = tuple(name.strip() for name in metadata.thing_classes)
         return Vocabulary(names=names, is_thing=(True,) * len(names))
     raise ValueError(
-        f"data set {getattr(metadata, 'name', '?')!r} is registered without stuff_classes or thing_classes"
+        f"dataset {getattr(metadata, 'name', '?')!r} is registered without stuff_classes or thing_classes"
     )

@@ -33,7 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
     """detectron2's defaults, ours, then a file and its ``_BASE_`` files, then ``opts`` (KEY VALUE KEY VALUE ...).
 
-    The data sets that ``DATASETS.REGISTER`` describes are registered on the way.
+    The datasets that ``DATASETS.REGISTER`` describes are registered on the way.
 
     Raises:
         FileNotFoundError: the file, or one that it is based on, is not there.

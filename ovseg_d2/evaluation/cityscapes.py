@@ -8,35 +8,28 @@ import numpy as np
 from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 
 
-class CityscapesSemantic(CityscapesSemSegEvaluator):
+class _OfficialScripts:
+    """Checks that the scripts are there, and lets them run on a current numpy."""
+
+    def __init__(self, dataset_name: str) -> None:
+        if find_spec("cityscapesscripts") is None:
+            raise ImportError(
+                f"evaluating {dataset_name!r} needs cityscapesScripts: pip install 'ovseg_d2[cityscapes]'"
+            )
+        super().__init__(dataset_name)
+
+    def evaluate(self) -> dict | None:
+        """Scores on the main process, None on the others."""
+        with _numpy_in1d():
+            return super().evaluate()
+
+
+class CityscapesSemantic(_OfficialScripts, CityscapesSemSegEvaluator):
     """Official Cityscapes IoU and iIoU of classes and groups."""
 
-    def __init__(self, dataset_name: str) -> None:
-        _require_scripts(dataset_name)
-        super().__init__(dataset_name)
 
-    def evaluate(self) -> dict | None:
-        """Scores on the main process, None on the others."""
-        with _numpy_in1d():
-            return super().evaluate()
-
-
-class CityscapesInstance(CityscapesInstanceEvaluator):
+class CityscapesInstance(_OfficialScripts, CityscapesInstanceEvaluator):
     """Official Cityscapes AP and AP50."""
-
-    def __init__(self, dataset_name: str) -> None:
-        _require_scripts(dataset_name)
-        super().__init__(dataset_name)
-
-    def evaluate(self) -> dict | None:
-        """Scores on the main process, None on the others."""
-        with _numpy_in1d():
-            return super().evaluate()
-
-
-def _require_scripts(dataset_name: str) -> None:
-    if find_spec("cityscapesscripts") is None:
-        raise ImportError(f"evaluating {dataset_name!r} needs cityscapesScripts: pip install 'ovseg_d2[cityscapes]'")
 
 
 @contextlib.contextmanager

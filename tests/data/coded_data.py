@@ -1,4 +1,4 @@
-"""Tiny data sets whose pictures show their own labels, so that image and targets can be compared after any transform.
+"""Tiny datasets whose pictures show their own labels, so that image and targets can be compared after any transform.
 
 Red and green are 0 or 200 and give the class: 2 * (green high) + (red high). Blue is high where there is no label.
 Every channel has one straight edge: a bilinear resize crosses half height exactly where nearest neighbour switches, so

@@ -79,15 +79,15 @@ def test_label_images_are_needed_only_to_evaluate_them(coded: CodedData) -> None
 
 
 def test_unknown_name(coded: CodedData) -> None:
-    with pytest.raises(ValueError, match=r"data set 'ovshapes_vol' is not registered; did you mean ovshapes_val"):
+    with pytest.raises(ValueError, match=r"dataset 'ovshapes_vol' is not registered; did you mean ovshapes_val"):
         check_dataset(data_cfg("coded_panoptic"), ("coded_panoptic", "ovshapes_vol"))
 
 
 def test_number_of_classes(coded: CodedData) -> None:
     overrides: list[Any] = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5]
-    with pytest.raises(ValueError, match=r"NUM_CLASSES is 5, but data set 'coded_panoptic' has 4 classes"):
+    with pytest.raises(ValueError, match=r"NUM_CLASSES is 5, but dataset 'coded_panoptic' has 4 classes"):
         check_dataset(data_cfg("coded_panoptic", *overrides), "coded_panoptic")
-    # A model of an open vocabulary takes the classes of each data set.
+    # A model of an open vocabulary takes the classes of each dataset.
     check_dataset(data_cfg("coded_panoptic", *overrides, "MODEL.META_ARCHITECTURE", "Open"), "coded_panoptic")
 
 
@@ -95,7 +95,7 @@ def test_closed_vocabulary_needs_the_same_names(coded: CodedData) -> None:
     folders = {"image_root": str(coded.root / "images"), "semantic_root": str(coded.root / "semantic")}
     register_semantic_folder(name="other", classes=("far", "cat", "cow", "near"), **folders)
     try:
-        with pytest.raises(ValueError, match=r"class 2 is 'dog' in data set 'coded_panoptic' and 'cow' in 'other'"):
+        with pytest.raises(ValueError, match=r"class 2 is 'dog' in dataset 'coded_panoptic' and 'cow' in 'other'"):
             check_dataset(data_cfg("coded_panoptic"), ("coded_panoptic", "other"))
     finally:
         forget("other")

@@ -221,7 +221,7 @@ def test_label_outside_the_table(coded: CodedData) -> None:
         (["INPUT.PIPELINE", "rotate"], r"INPUT.PIPELINE is 'rotate'; expected one of lsj, crop, resize"),
         (["INPUT.RANDOM_FLIP", "sideways"], r"INPUT.RANDOM_FLIP is 'sideways'; expected none, horizontal or vertical"),
         (["DATALOADER.ON_CORRUPT_IMAGE", "ignore"], r"DATALOADER.ON_CORRUPT_IMAGE is 'ignore'; expected skip or raise"),
-        (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 2], r"IGNORE_VALUE is 2, a class of data set 'coded_panoptic'.*0..3"),
+        (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 2], r"IGNORE_VALUE is 2, a class of dataset 'coded_panoptic'.*0..3"),
         (["INPUT.FORMAT", "L", "INPUT.COLOR_AUG_SSD", True], r"INPUT.FORMAT is 'L'; .*RGB or BGR"),
     ],
 )

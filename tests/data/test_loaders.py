@@ -18,7 +18,7 @@ from tests.data.coded_data import CodedData, data_cfg, write_json
 
 
 def ids(batches: Any, count: int) -> list[list[tuple[str, int]]]:
-    """(data set, image id) of the first ``count`` batches."""
+    """(dataset, image id) of the first ``count`` batches."""
     return [[(r["dataset_name"], r["image_id"]) for r in batch] for batch in itertools.islice(batches, count)]
 
 

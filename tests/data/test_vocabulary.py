@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from detectron2.data import MetadataCatalog
 
-import ovseg_d2.data  # noqa: F401  registers the data sets
+import ovseg_d2.data  # noqa: F401  registers the datasets
 from ovseg_d2.data import vocabulary_from_metadata
 
 

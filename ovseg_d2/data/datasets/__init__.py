@@ -1,14 +1,14 @@
 """Importing this package registers COCO, ADE20K and OVShapes below the folder that DETECTRON2_DATASETS names."""
 
-from .builtin import register_ade20k, register_coco
-from .coco_format import (
+from ovseg_d2.data.datasets.builtin import register_ade20k, register_coco
+from ovseg_d2.data.datasets.coco_format import (
     dataset_root,
     register_coco_instances,
     register_coco_panoptic,
     register_from_entries,
     register_semantic_folder,
 )
-from .ovshapes import register_ovshapes
+from ovseg_d2.data.datasets.ovshapes import register_ovshapes
 
 __all__ = [
     "dataset_root",

@@ -12,7 +12,12 @@ from importlib import resources
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .coco_format import load_coco_instances, metadata_from_categories, register_coco_panoptic, register_dataset
+from ovseg_d2.data.datasets.coco_format import (
+    load_coco_instances,
+    metadata_from_categories,
+    register_coco_panoptic,
+    register_dataset,
+)
 
 
 def class_table(name: str) -> list[dict]:

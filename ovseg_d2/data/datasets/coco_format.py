@@ -18,14 +18,14 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
 
 def dataset_root() -> str:
-    """The folder that holds all data sets: the environment variable DETECTRON2_DATASETS, ``datasets`` by default."""
+    """The folder that holds all datasets: the environment variable DETECTRON2_DATASETS, ``datasets`` by default."""
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
 def register_dataset(name: str, load: Callable[[], list[dict]], **metadata: Any) -> None:
     """Register ``load`` and ``metadata`` under ``name``; a name can be taken once."""
     if name in DatasetCatalog.list():
-        raise ValueError(f"data set {name!r} is registered already; choose another name")
+        raise ValueError(f"dataset {name!r} is registered already; choose another name")
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**metadata)
 
@@ -43,7 +43,7 @@ def register_coco_panoptic(
     ignore_label: int = 255,
     **metadata: Any,
 ) -> None:
-    """Register a data set in COCO's panoptic format.
+    """Register a dataset in COCO's panoptic format.
 
     Args:
         image_root: folder of the images.
@@ -85,7 +85,7 @@ def register_coco_panoptic(
 
 
 def register_coco_instances(*, name: str, image_root: str, instances_json: str, **metadata: Any) -> None:
-    """Register a data set in COCO's instances format (polygons or RLE); the class table is the file's own."""
+    """Register a dataset in COCO's instances format (polygons or RLE); the class table is the file's own."""
     categories = read_json(instances_json).get("categories", [])
     if not categories:
         raise ValueError(f"{instances_json}: no 'categories'; expected a list of {{id, name}}")
@@ -131,7 +131,7 @@ _KINDS: dict[str, Callable[..., None]] = {
 
 
 def register_from_entries(entries: Sequence[dict[str, Any]]) -> None:
-    """Register data sets described in a configuration file (``DATASETS.REGISTER``), one mapping a data set.
+    """Register datasets described in a configuration file (``DATASETS.REGISTER``), one mapping a dataset.
 
     An entry has ``kind`` (panoptic, instance or semantic) and the arguments of the ``register_*`` function of that
     kind; relative paths start at DETECTRON2_DATASETS. Names that are registered already are left alone, so that a

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import os
 
-from .coco_format import (
+from ovseg_d2.data.datasets.coco_format import (
     load_coco_instances,
     load_semantic_folder,
     metadata_from_categories,
     register_coco_panoptic,
     register_dataset,
 )
-from .ovshapes_scene import COLORS, NUM_CLASSES, NUM_THINGS, SHAPES, STUFFS
+from ovseg_d2.data.datasets.ovshapes_scene import COLORS, NUM_CLASSES, NUM_THINGS, SHAPES, STUFFS
 
 #: All 72 names in class order.
 CLASS_NAMES: tuple[str, ...] = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES) + STUFFS

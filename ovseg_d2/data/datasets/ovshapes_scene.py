@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .ovshapes_textures import TEXTURES, smooth_noise
+from ovseg_d2.data.datasets.ovshapes_textures import TEXTURES, smooth_noise
 
 Array = np.ndarray
 

@@ -15,8 +15,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from .ovshapes import SEEN_CLASS_IDS, categories, is_thing
-from .ovshapes_scene import NUM_CLASSES, Scene, render_scene
+from ovseg_d2.data.datasets.ovshapes import SEEN_CLASS_IDS, categories, is_thing
+from ovseg_d2.data.datasets.ovshapes_scene import NUM_CLASSES, Scene, render_scene
 
 #: Raised whenever the pictures that a seed gives change.
 WORLD_VERSION = 1

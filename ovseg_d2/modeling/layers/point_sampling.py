@@ -41,7 +41,7 @@ class PointSampler:
         self._steps_without_storage = 0
 
     def start(self, image_ids: Sequence[int | str], device: torch.device) -> UniformDraws:
-        """The draws of one step for a batch of these images; the iteration is the event storage's, where there is one."""
+        """The draws of one step for these images; the iteration is the event storage's, where there is one."""
         try:
             iteration = get_event_storage().iter
         except AssertionError:

@@ -29,7 +29,7 @@ def all_reduced_mean(value: Tensor) -> Tensor:
 
 
 def point_mask_losses(point_logits: Tensor, point_targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over masks of the mean cross-entropy and of the dice loss: (R, P) logits, (R, P) in [0, 1] -> two scalars."""
+    """Sums over masks of the mean cross-entropy and of the dice loss: (R, P) logits, (R, P) in [0, 1] -> scalars."""
     ce = F.binary_cross_entropy_with_logits(point_logits, point_targets, reduction="none").mean(1).sum()
     probs = point_logits.sigmoid()
     overlap = 2 * (probs * point_targets).sum(-1)

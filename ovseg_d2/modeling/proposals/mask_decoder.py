@@ -49,7 +49,7 @@ def unblock_empty_rows(blocked: Tensor) -> Tensor:
 
 
 class MaskedAttentionDecoder(nn.Module):
-    """Learned queries attend to feature maps within their own masks; after every layer they predict masks and classes."""
+    """Learned queries attend to feature maps within their own masks; each layer's queries predict masks and classes."""
 
     def __init__(
         self,
