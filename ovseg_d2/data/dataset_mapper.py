@@ -52,8 +52,8 @@ class OVSegDatasetMapper:
     * semantic: a class that is present,
     * instance: an annotated object that is no crowd.
 
-    A segment that the crop removed wholly is no instance (the public panoptic mappers keep it, with an empty mask that
-    a query must then learn to predict). Unlabelled, ignored and padded pixels are ``ignore_value`` in ``sem_seg``
+    Segments and objects that the crop removed wholly keep an empty mask, or are dropped (``keep_empty_masks``).
+    Unlabelled, ignored and padded pixels are ``ignore_value`` in ``sem_seg``
     whatever a dataset's own ignore label is, and in no mask.
 
     In evaluation the result is the dict itself with ``image`` added.
@@ -68,6 +68,7 @@ class OVSegDatasetMapper:
         image_format: str,
         targets: str,
         ignore_value: int,
+        keep_empty_masks: bool,
         datasets: Mapping[str, DatasetInfo],
         on_corrupt_image: str,
     ) -> None:
@@ -78,6 +79,7 @@ class OVSegDatasetMapper:
             image_format: RGB or BGR.
             targets: panoptic, semantic or instance.
             ignore_value: label of pixels without a class in ``sem_seg``.
+            keep_empty_masks: whether what the crop removed stays a panoptic or instance target.
             datasets: what is known of each dataset that a dict's ``dataset_name`` may name.
             on_corrupt_image: "skip" (log, count and return None) or "raise".
         """
@@ -97,6 +99,7 @@ class OVSegDatasetMapper:
         self.image_format = image_format
         self.targets = targets
         self.ignore_value = ignore_value
+        self.keep_empty_masks = keep_empty_masks
         self.datasets = dict(datasets)
         self.on_corrupt_image = on_corrupt_image
         # Only a crop that limits the share of a class needs the labels to choose its transform.
@@ -119,6 +122,7 @@ class OVSegDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "targets": cfg.INPUT.TARGETS,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "keep_empty_masks": cfg.INPUT.KEEP_EMPTY_MASKS,
             "datasets": {name: DatasetInfo.from_name(name) for name in dataset_names},
             "on_corrupt_image": (cfg.DATALOADER if is_train else cfg.TEST).ON_CORRUPT_IMAGE,
         }
@@ -216,7 +220,9 @@ class OVSegDatasetMapper:
         else:
             labels = labels.transformed(transforms)
             record["sem_seg"] = labels.sem_seg(self.ignore_value)
-            class_ids, masks = labels.targets()
+            # Semantic targets are the classes that are present.
+            keep_empty = self.keep_empty_masks and self.targets == "panoptic"
+            class_ids, masks = labels.targets(keep_empty=keep_empty)
         instances = Instances(size)
         instances.gt_classes = class_ids
         instances.gt_masks = BitMasks(masks)
@@ -236,7 +242,7 @@ class OVSegDatasetMapper:
                 f"an annotation of {record['file_name']} has category {int(class_ids.max())}, expected "
                 f"0..{num_classes - 1} in dataset {record['dataset_name']!r}"
             )
-        present = torch.from_numpy(masks.any(axis=(1, 2)))
+        present = torch.from_numpy(self.keep_empty_masks | masks.any(axis=(1, 2)))
         return class_ids[present], torch.from_numpy(masks)[present]
 
     def _transformed_mask(

@@ -76,10 +76,10 @@ class LabelMap:
         """Classes (H, W) int64, ``ignore_value`` where there is no label."""
         return torch.from_numpy(np.append(ignore_value, self.class_ids)[self.index])
 
-    def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """``class_ids`` (M,) int64 and ``masks`` (M, H, W) bool of the targets that have a pixel."""
+    def targets(self, *, keep_empty: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """``class_ids`` (M,) int64 and ``masks`` (M, H, W) bool of the targets, or of those that have a pixel."""
         sizes = np.bincount(self.index.ravel(), minlength=len(self.class_ids) + 1)[1:]
-        regions = np.flatnonzero(self.is_target & (sizes > 0))
+        regions = np.flatnonzero(self.is_target & (keep_empty | (sizes > 0)))
         index = torch.from_numpy(self.index)
         masks = index[None] == torch.from_numpy(regions + 1).to(index.dtype)[:, None, None]
         return torch.from_numpy(self.class_ids[regions]), masks

@@ -34,6 +34,4 @@ def vocabulary_from_metadata(metadata: Any) -> Vocabulary:
     if hasattr(metadata, "thing_classes"):
         names = tuple(name.strip() for name in metadata.thing_classes)
         return Vocabulary(names=names, is_thing=(True,) * len(names))
-    raise ValueError(
-        f"dataset {getattr(metadata, 'name', '?')!r} is registered without stuff_classes or thing_classes"
-    )
+    raise ValueError(f"dataset {getattr(metadata, 'name', '?')!r} is registered without stuff_classes or thing_classes")

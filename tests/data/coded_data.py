@@ -145,6 +145,7 @@ def data_cfg(dataset: str, *overrides: Any) -> CfgNode:
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.PIPELINE = "resize"
     cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.KEEP_EMPTY_MASKS = False
     cfg.INPUT.MIN_SIZE_TRAIN = (0,)
     cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
     cfg.INPUT.MIN_SIZE_TEST = 0

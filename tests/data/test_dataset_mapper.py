@@ -84,6 +84,18 @@ def test_targets_lie_on_the_picture(coded: CodedData, kind: str, pipeline: str) 
             assert differs <= allowed
 
 
+@pytest.mark.parametrize("kind", ["panoptic", "instance"])
+def test_what_the_crop_removed_can_stay_a_target(coded: CodedData, kind: str) -> None:
+    small_crop = [*PIPELINES["crop"], "INPUT.CROP.SIZE", [12, 12]]
+    everything = mapped(kind, repeat=1)
+    numbers = {r["image_id"]: len(r["instances"]) for r in everything}
+    kept = mapped(kind, *small_crop, "INPUT.KEEP_EMPTY_MASKS", True)
+    assert all(len(r["instances"]) == numbers[r["image_id"]] for r in kept)
+    assert any(not mask.any() for r in kept for mask in r["instances"].gt_masks.tensor)
+    dropped = mapped(kind, *small_crop)
+    assert all(mask.any() for r in dropped for mask in r["instances"].gt_masks.tensor)
+
+
 def test_padding_is_gray_and_ignored(coded: CodedData) -> None:
     overrides = ["INPUT.PIPELINE", "lsj", "INPUT.IMAGE_SIZE", 80, "INPUT.MIN_SCALE", 0.5, "INPUT.MAX_SCALE", 0.5]
     for result in mapped("panoptic", *overrides, repeat=1):

@@ -19,17 +19,20 @@ def test_panoptic() -> None:
     ]
     labels = LabelMap.from_panoptic(encode_rgb_ids(ids), segments)
     assert labels.sem_seg(99).tolist() == [[99, 2, 2, 2], [0, 0, 99, 2]]
-    class_ids, masks = labels.targets()
+    class_ids, masks = labels.targets(keep_empty=False)
     assert class_ids.tolist() == [2, 2]
     assert masks.int().tolist() == [[[0, 0, 0, 1], [0, 0, 0, 1]], [[0, 1, 1, 0], [0, 0, 0, 0]]]
 
-    class_ids, masks = labels.by_class(3).targets()
+    class_ids, masks = labels.targets(keep_empty=True)
+    assert class_ids.tolist() == [2, 2, 1] and masks.sum((1, 2)).tolist() == [2, 2, 0]
+
+    class_ids, masks = labels.by_class(3).targets(keep_empty=False)
     assert class_ids.tolist() == [0, 2]
     assert masks.int().tolist() == [[[0, 0, 0, 0], [1, 1, 0, 0]], [[0, 1, 1, 1], [0, 0, 0, 1]]]
 
 
 def test_no_segments() -> None:
-    class_ids, masks = LabelMap.from_panoptic(np.zeros((3, 4, 3), np.uint8), []).targets()
+    class_ids, masks = LabelMap.from_panoptic(np.zeros((3, 4, 3), np.uint8), []).targets(keep_empty=False)
     assert tuple(class_ids.shape) == (0,) and tuple(masks.shape) == (0, 3, 4)
 
 
@@ -40,7 +43,7 @@ def test_many_segments(count: int) -> None:
     segments = [{"id": int(i), "category_id": k} for k, i in enumerate(ids[0])]
     labels = LabelMap.from_panoptic(encode_rgb_ids(ids), segments)
     assert labels.sem_seg(-1).tolist() == [list(range(count))]
-    assert labels.targets()[1].int().sum() == count
+    assert labels.targets(keep_empty=False)[1].int().sum() == count
 
 
 @pytest.mark.parametrize(
