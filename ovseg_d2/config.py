@@ -99,8 +99,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.COLOR_AUG_SSD = False
     cfg.INPUT.PAD_SIZE = -1  # the crop pipeline pads to exactly this square; -1: no padding
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    # Segments that the crop removed wholly stay panoptic or instance targets, with an empty mask. So it is in all public
-    # Mask2Former mappers but that of COCO instances.
+    # Segments that the crop removed wholly stay panoptic or instance targets, with an empty mask: so it is in all
+    # public Mask2Former mappers but that of COCO instances.
     cfg.INPUT.KEEP_EMPTY_MASKS = True
 
     # An image that cannot be decoded: "skip" (logged with its path, another image takes its place, counted) or "raise".

@@ -42,8 +42,8 @@ class Place:
 def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
     """Run ``main(args)`` in as many processes as the command line, or torchrun, asks for.
 
-    GPU processes talk over nccl, CPU processes (``MODEL.DEVICE cpu``, or no GPU there) over gloo; ``detectron2.utils.comm``
-    works in all of them.
+    GPU processes talk over nccl, CPU processes (``MODEL.DEVICE cpu``, or no GPU there) over gloo;
+    ``detectron2.utils.comm`` works in all of them.
 
     Args:
         main: a function at the top level of a module, so that new processes can import it.

@@ -14,7 +14,7 @@ LR_SCHEDULERS = ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR")
 class WarmupPolySchedule(ParamScheduler):
     """Factor ``warmup(i) * (1 - i / max_iter) ** power`` at iteration i (DeepLab; the public Mask2Former on ADE20K).
 
-    Unlike detectron2's warm-up, which is a line up to the schedule's value at its end, this one multiplies the schedule.
+    Unlike detectron2's warm-up, a line up to the schedule's value at its end, this one multiplies the schedule.
     """
 
     def __init__(

@@ -94,7 +94,8 @@ class Trainer(TrainerBase):
     def build_hooks(self) -> list[HookBase]:
         """Timing, learning rate, checkpoints, evaluation and, last, the writers that report on all of them."""
         cfg = self.cfg
-        result = [self.clock, hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
+        # Times from the first iteration on: detectron2's printer divides by zero in runs that end before there is one.
+        result = [self.clock, hooks.IterationTimer(warmup_iter=0), hooks.LRScheduler(self.optimizer, self.scheduler)]
         if comm.is_main_process():
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
@@ -132,7 +133,8 @@ class Trainer(TrainerBase):
         with EventStorage(self.start_iter) as self.storage:
             self.before_train()
             try:
-                for self.iter in range(self.start_iter, self.max_iter):
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
@@ -183,8 +185,8 @@ class Trainer(TrainerBase):
         if bad:
             files = ", ".join(str(x.get("file_name", x.get("image_id"))) for x in batch)
             raise NonFiniteLossError(
-                f"iteration {self.iter}: {bad}, expected finite losses (lower SOLVER.BASE_LR?); images of this process: "
-                f"{files}"
+                f"iteration {self.iter}: {bad}, expected finite losses (lower SOLVER.BASE_LR?); "
+                f"images of this process: {files}"
             )
         self.storage.put_scalar("data_time", data_time)
         self.storage.put_scalars(total_loss=sum(values), **mean)
