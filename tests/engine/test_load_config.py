@@ -1,0 +1,63 @@
+"""Config errors are one line that names the key or the file."""
+
+import pytest
+
+from ovseg_d2.engine import default_argument_parser, load_config, setup
+from tests.engine.conftest import CONFIG, ROOT
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.BASE_LRR", "1"], "unknown config key SOLVER.BASE_LRR; the nearest known one is SOLVER.BASE_LR"),
+        (["SOLVER", "1"], "config key SOLVER is a section"),
+        (["SOLVER.BASE_LR"], "expected KEY VALUE pairs"),
+        (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
+        (["INPUT.PIPELINE", "zoom"], "INPUT.PIPELINE is 'zoom', allowed are lsj, crop, resize"),
+        (["MODEL.OVSEG.TEST.TASKS", "['semantic','depth']"], "MODEL.OVSEG.TEST.TASKS is 'depth'"),
+        (["MODEL.META_ARCHITECTURE", "Mask3Former"], "MODEL.META_ARCHITECTURE is 'Mask3Former', allowed are"),
+    ],
+)
+def test_bad_keys_and_values(opts, message):
+    with pytest.raises(ValueError) as error:
+        load_config(ROOT / CONFIG, opts)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config file nowhere.yaml does not exist"):
+        load_config("nowhere.yaml")
+    file = tmp_path / "a.yaml"
+    file.write_text("MODEL: {NAME: x}\n")
+    with pytest.raises(ValueError, match="unknown config key MODEL.NAME in .*a.yaml"):
+        load_config(file)
+    file.write_text("MODEL: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ValueError, match="is no plain YAML"):
+        load_config(file)
+    file.write_text("_BASE_: gone.yaml\n")
+    with pytest.raises(FileNotFoundError, match="is based on .*gone.yaml, which does not exist"):
+        load_config(file)
+
+
+def test_whole_numbers_where_floats_are_meant():
+    assert load_config(ROOT / CONFIG, ["SOLVER.BASE_LR", "1"]).SOLVER.BASE_LR == 1.0
+
+
+def arguments(*words):
+    return default_argument_parser().parse_args(["--config-file", str(ROOT / CONFIG), *map(str, words)])
+
+
+def test_setup_checks_the_data_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    opts = ["OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu"]
+    with pytest.raises(ValueError, match="ovshapes_tran.*ovshapes_train"):
+        setup(arguments("DATASETS.TRAIN", "('ovshapes_tran',)", *opts))
+    with pytest.raises(ValueError, match="MODEL.DEVICE is 'gpu'"):
+        setup(arguments("OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "gpu"))
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        default_argument_parser().parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert "--num-gpus 2 MODEL.DEVICE cpu" in text and "--resume" in text and "torchrun" in text
