@@ -62,7 +62,7 @@ def table(results: dict[str, Any]) -> str:
     return f"{how}\n{head}\n{body}"
 
 
-def draw(weights: Path, sheet: Path, *, num_images: int) -> None:
+def draw(training: Path, sheet: Path, *, num_images: int) -> None:
     """A sheet of validation pictures beside their ground truth and what the model makes of them."""
     # Heavy imports, not needed to show --help.
     from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -72,7 +72,7 @@ def draw(weights: Path, sheet: Path, *, num_images: int) -> None:
     from ovseg_d2.visualization import ResultDrawer, contact_sheet, ground_truth_results, legible_scale
 
     metadata = MetadataCatalog.get("ovshapes_val")
-    predictor = OpenVocabPredictor.from_config_file(ROOT / CONFIG, weights=weights)
+    predictor = OpenVocabPredictor.from_config_file(training / "config.yaml", weights=training / "model_final.pth")
     drawer = ResultDrawer.from_metadata(metadata)
     rows, names = [], []
     for record in DatasetCatalog.get("ovshapes_val")[:num_images]:
@@ -119,7 +119,7 @@ def main() -> None:
         **metrics_of(finished),
     }
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw(training / "model_final.pth", output / "predictions.png", num_images=args.images)
+    draw(training, output / "predictions.png", num_images=args.images)
     print(f"\n{table(results)}\n")
     print(f"pictures  {output / 'predictions.png'}")
     print(f"figures   {output / 'results.json'}")

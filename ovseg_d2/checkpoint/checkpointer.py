@@ -117,7 +117,7 @@ class Checkpointer(_Checkpointer):
                 raise ValueError(f"{path} holds no {key} state, found {', '.join(content) or 'the model only'}")
             try:
                 self.checkpointables[key].load_state_dict(content.pop(key))
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:
                 raise ValueError(f"{path}: its {key} state does not fit this config: {error}") from error
         logger.info(f"Loaded checkpoint {path}")
         return content

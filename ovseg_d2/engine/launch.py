@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from ovseg_d2.engine.setup import available_device
 
 # Evaluation of one process can keep the others waiting for long.
 TIMEOUT = timedelta(hours=2)
+# When a process fails, the others have these seconds to write their logs and to end by themselves.
+GRACE = 5.0
 # Errors of the input, which reach the caller of ``launch`` as they are.
 USER_ERRORS = (ValueError, FileNotFoundError)
 
@@ -36,7 +40,7 @@ class Place:
     world_size: int
     local_rank: int
     local_size: int
-    url: str
+    url: str  # where the processes meet
 
 
 def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
@@ -54,7 +58,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
 
     Raises:
         ValueError, FileNotFoundError: as raised by ``main``, also when it ran in another process.
-        RuntimeError: a process died otherwise; its traceback is on stderr.
+        torch.multiprocessing.ProcessRaisedException, ProcessExitedException: another process died otherwise.
     """
     # Errors of the config appear here, once, before any process starts.
     on_cpu = torch.device(available_device(load_config(args.config_file, args.opts).MODEL.DEVICE)).type == "cpu"
@@ -63,8 +67,8 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     local_size = max(1, args.num_gpus)
     if local_size * args.num_machines == 1:
         return main(args)
-    if not on_cpu and local_size > torch.cuda.device_count():
-        raise ValueError(f"--num-gpus is {local_size}, this machine has {torch.cuda.device_count()}")
+    if not on_cpu:
+        _check_gpus(local_size)
     return _spawn(main, args, local_size, _rendezvous(args), on_cpu)
 
 
@@ -93,17 +97,30 @@ def _spawn(
         _child, (main, args, local_size, url, on_cpu, errors), nprocs=local_size, join=False, start_method="spawn"
     )
     try:
-        # When one process ends badly, the others get a moment to end by themselves, then are stopped.
-        while not context.join(grace_period=5):
+        _wait_for_all_or_failure(context.processes)
+        # Stops the processes that are left after a failure.
+        while not context.join():
             pass
-    except torch_multiprocessing.ProcessExitedException as error:
+    except (torch_multiprocessing.ProcessExitedException, torch_multiprocessing.ProcessRaisedException):
+        # An error of the input says more than what the other processes make of the loss of the first.
         if errors.empty():
-            raise RuntimeError(str(error)) from error
+            raise
         raise errors.get() from None
-    except BaseException:
+    finally:
         for process in context.processes:
             process.kill()
-        raise
+
+
+def _wait_for_all_or_failure(processes: list[Any]) -> None:
+    """Return when all processes have ended, or ``GRACE`` seconds after one of them has failed."""
+    deadline = None
+    while running := [process for process in processes if process.is_alive()]:
+        if deadline is None and any(process.exitcode for process in processes):
+            deadline = time.monotonic() + GRACE
+        seconds_left = None if deadline is None else deadline - time.monotonic()
+        if seconds_left is not None and seconds_left <= 0:
+            return
+        wait([process.sentinel for process in running], timeout=seconds_left)
 
 
 def _child(
@@ -138,6 +155,7 @@ def _run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, pl
     if on_cpu:
         _share_cores(place.local_size)
     else:
+        _check_gpus(place.local_size)
         torch.cuda.set_device(place.local_rank)
     with _process_group(place, "gloo" if on_cpu else "nccl"):
         return main(args)
@@ -149,8 +167,9 @@ def _process_group(place: Place, backend: str) -> Iterator[None]:
         dist.init_process_group(
             backend, init_method=place.url, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT
         )
-    except (RuntimeError, dist.DistNetworkError) as error:
-        raise ValueError(f"process {place.rank} cannot join the others at {place.url}: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"process {place.rank} cannot join the others at {place.url}: {reason}") from error
     # The processes of this machine, which detectron2 asks for. All processes take part in making every group.
     for first in range(0, place.world_size, place.local_size):
         group = dist.new_group(list(range(first, first + place.local_size)))
@@ -162,6 +181,11 @@ def _process_group(place: Place, backend: str) -> Iterator[None]:
     finally:
         comm._LOCAL_PROCESS_GROUP = None
         dist.destroy_process_group()
+
+
+def _check_gpus(local_size: int) -> None:
+    if local_size > torch.cuda.device_count():
+        raise ValueError(f"{local_size} processes need a GPU each (--num-gpus), found {torch.cuda.device_count()} GPUs")
 
 
 def _share_cores(local_size: int) -> None:
@@ -186,7 +210,6 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        # An error that a child process has sent has no traceback in the package, but was looked at there.
         if not raised_here(error):
             raise
         sys.exit(f"{type(error).__name__}: {error}")

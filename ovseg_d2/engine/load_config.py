@@ -70,6 +70,9 @@ def _read_yaml(config_file: str | Path) -> Mapping[str, Any]:
 
 def _pairs(opts: Sequence[str]) -> dict[str, Any]:
     """``KEY VALUE`` pairs as nested dicts."""
+    options = [word for word in opts if word.startswith("--")]
+    if options:
+        raise ValueError(f"options stand before the KEY VALUE pairs, found {options[0]} among them")
     if len(opts) % 2:
         raise ValueError(f"expected KEY VALUE pairs after the options, found {len(opts)} words: {' '.join(opts)}")
     content: dict[str, Any] = {}

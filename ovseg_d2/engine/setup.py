@@ -84,7 +84,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = load_config(args.config_file, args.opts)
     rank, world_size = comm.get_rank(), comm.get_world_size()
-    _check_batch_size(cfg, world_size)
+    if not args.eval_only:
+        _check_batch_size(cfg, world_size)
     setup_logger(cfg.OUTPUT_DIR, rank, name="fvcore")
     setup_logger(cfg.OUTPUT_DIR, rank)
     setup_logger(cfg.OUTPUT_DIR, rank, name="ovseg_d2", abbrev_name="ovseg_d2")
@@ -116,13 +117,20 @@ def available_device(device: str) -> str:
     return "cpu" if kind == "cuda" and not torch.cuda.is_available() else device
 
 
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed Python, numpy and torch, each process differently; a negative seed leaves them random."""
+def seed_everything(seed: int, rank: int, *, start: int = 0) -> None:
+    """Seed Python, numpy and torch; a negative seed leaves them random.
+
+    Args:
+        seed: of the run (``SEED``).
+        rank: of the process; each gets other numbers.
+        start: iteration that a resumed run goes on with; it gets other numbers than the run had at its start.
+    """
     if seed < 0:
         return
-    random.seed(seed + rank)
-    np.random.seed(seed + rank)
-    torch.manual_seed(seed + rank)
+    seed = (seed + rank + 1000 * start) % 2**32  # numpy takes no larger ones
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _check_batch_size(cfg: CfgNode, world_size: int) -> None:

@@ -22,6 +22,7 @@ from ovseg_d2.engine.evaluate import Results, evaluate
 from ovseg_d2.engine.loading import load_parts
 from ovseg_d2.engine.lr_schedule import build_lr_scheduler
 from ovseg_d2.engine.optimizer import build_gradient_clipper, build_optimizer
+from ovseg_d2.engine.setup import seed_everything
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Trainer(TrainerBase):
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.autocast_dtype = autocast_dtype(cfg)
         self.network = build_model(cfg).train()
-        if self.device.type == "cpu" and comm.get_world_size() > 1:
+        if self.device.type == "cpu":
             self.network = replace_sync_batch_norm(self.network)
         self.model: nn.Module = self.network
         self.optimizer = build_optimizer(cfg, self.network)
@@ -100,11 +101,9 @@ class Trainer(TrainerBase):
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
         if comm.is_main_process():
-            writers = [
-                CommonMetricPrinter(self.max_iter),
-                JSONWriter(f"{cfg.OUTPUT_DIR}/metrics.json"),
-                TensorboardXWriter(cfg.OUTPUT_DIR),
-            ]
+            writers = [CommonMetricPrinter(self.max_iter)]
+            if cfg.OUTPUT_DIR:
+                writers += [JSONWriter(f"{cfg.OUTPUT_DIR}/metrics.json"), TensorboardXWriter(cfg.OUTPUT_DIR)]
             result.append(hooks.PeriodicWriter(writers, period=20))
         return result
 
@@ -112,6 +111,8 @@ class Trainer(TrainerBase):
         """Go on from the last checkpoint in ``OUTPUT_DIR`` if ``resume`` is set and there is one; else load weights."""
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.checkpointer.resume()["iteration"] + 1
+            # Dropout and augmentation go on with other random numbers than those of the first iterations.
+            seed_everything(self.cfg.SEED, comm.get_rank(), start=self.start_iter)
             logger.info(f"Going on at iteration {self.start_iter} of {self.max_iter}")
         else:
             load_parts(self.network, self.cfg, strict=False)
@@ -183,16 +184,22 @@ class Trainer(TrainerBase):
         mean = dict(zip(names, values, strict=True))
         bad = ", ".join(f"{name} is {value}" for name, value in mean.items() if not math.isfinite(value))
         if bad:
-            files = ", ".join(str(x.get("file_name", x.get("image_id"))) for x in batch)
+            finite_here = all(bool(torch.isfinite(loss)) for loss in losses.values())
+            files = [] if finite_here else [str(x.get("file_name", x.get("image_id"))) for x in batch]
+            files = [file for of_process in comm.all_gather(files) for file in of_process]
             raise NonFiniteLossError(
                 f"iteration {self.iter}: {bad}, expected finite losses (lower SOLVER.BASE_LR?); "
-                f"images of this process: {files}"
+                f"images: {', '.join(files)}"
             )
         self.storage.put_scalar("data_time", data_time)
         self.storage.put_scalars(total_loss=sum(values), **mean)
 
     def evaluate(self) -> Results:
         """Metrics of all ``DATASETS.TEST``, also written to ``OUTPUT_DIR/results.json``."""
+        if comm.get_world_size() > 1:
+            # Each process has its own running statistics; the main process's are the ones that are saved.
+            for buffer in (buffer for module in batch_norms(self.network) for buffer in module.buffers()):
+                torch.distributed.broadcast(buffer, 0)
         extra = {"iteration": self.iter + 1, "seconds": self.clock.seconds}
         self.last_results = evaluate(self.cfg, self.network, extra=extra)
         return self.last_results
@@ -211,18 +218,22 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     """``model`` for this process of several; itself if there is only one."""
     if comm.get_world_size() == 1:
         return model
-    # Statistics of plain batch normalisation differ between processes unless one process sets them for all.
-    batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     return DistributedDataParallel(
         model,
         device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,
-        broadcast_buffers=any(not isinstance(m, nn.SyncBatchNorm) for m in batch_norms),
+        # Statistics of plain batch normalisation differ between processes unless one process sets them for all.
+        broadcast_buffers=any(not isinstance(module, nn.SyncBatchNorm) for module in batch_norms(model)),
         find_unused_parameters=False,
     )
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The modules of ``model`` that keep statistics of its inputs."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 def replace_sync_batch_norm(model: nn.Module) -> nn.Module:
-    """SyncBatchNorm, which has no CPU form, as BatchNorm over each process's own images."""
+    """SyncBatchNorm, which raises on the CPU in a process group, as BatchNorm over each process's own images."""
     count = 0
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -232,5 +243,5 @@ def replace_sync_batch_norm(model: nn.Module) -> nn.Module:
                 setattr(module, name, plain.train(child.training))
                 count += 1
     if count:
-        logger.info(f"{count} SyncBatchNorm layers run as BatchNorm: on the CPU, processes cannot share statistics")
+        logger.info(f"{count} SyncBatchNorm layers run as BatchNorm, each process by itself: the CPU has no other form")
     return model

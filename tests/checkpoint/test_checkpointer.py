@@ -1,10 +1,8 @@
 """Checkpoints of runs: saving, finding, falling back, surviving a kill."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -69,35 +67,52 @@ def test_another_model_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-SAVE_FOREVER = """
-import sys, torch
+# A process for each moment of the kill; they are forked, so that imports are paid once.
+SAVE_UNTIL_KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
 from torch import nn
 from ovseg_d2.checkpoint.checkpointer import Checkpointer
-model = nn.Linear(1500, 1500)
-checkpointer = Checkpointer(model, sys.argv[1])
-for i in range(1, 10**6):
-    nn.init.constant_(model.weight, float(i))
-    checkpointer.save(f"model_{i % 3:07d}", iteration=i)
-    print(i, flush=True)
+
+def save_forever(folder, report):
+    model = nn.Linear(1500, 1500)
+    checkpointer = Checkpointer(model, folder)
+    for i in range(1, 10**6):
+        nn.init.constant_(model.weight, float(i))
+        checkpointer.save(f"model_{i % 3:07d}", iteration=i)
+        os.write(report, i.to_bytes(4, "big"))
+
+for folder in sys.argv[1:]:
+    os.mkdir(folder)
+    saved, report = os.pipe()
+    child = os.fork()
+    if child == 0:
+        save_forever(folder, report)
+    os.close(report)
+    for _ in range(3):
+        reported = os.read(saved, 4)
+    time.sleep(0.003 * int(Path(folder).name))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    reported += os.read(saved, 10000)
+    Path(folder, "reported").write_text(str(int.from_bytes(reported[-4:], "big")))
 """
 
 
 def test_kill_in_the_middle_of_a_save_loses_nothing(tmp_path):
     """``kill -9`` at any moment: the last checkpoint that was reported saved, or a newer one, is whole."""
-    for attempt in range(4):
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        saved = [process.stdout.readline() for _ in range(3)][-1]
-        time.sleep(0.013 * attempt)
-        os.kill(process.pid, signal.SIGKILL)
-        saved = int(([saved] + process.stdout.read().splitlines())[-1])
-        process.wait()
-
-        model = nn.Linear(1500, 1500)
-        found = Checkpointer(model, str(folder)).resume()["iteration"]
-        assert found >= saved >= 3 and (model.weight == found).all()
+    folders = [tmp_path / str(i) for i in range(10)]
+    command = [sys.executable, "-c", SAVE_UNTIL_KILLED, *map(str, folders)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    assert list(tmp_path.glob("*/.model_*.tmp")), "some kills were in the middle of a save"
+    for folder in folders:
+        reported = int((folder / "reported").read_text())
         named = folder / (folder / "last_checkpoint").read_text()
-        assert read_checkpoint(named)["iteration"] in (saved, found)
+        assert read_checkpoint(named)["iteration"] >= reported >= 3
+        model = nn.Linear(1500, 1500)
+        checkpointer = Checkpointer(model, str(folder))
+        found = checkpointer.resume()["iteration"]
+        assert found >= reported and (model.weight == found).all()
+        checkpointer.save("model_0000009", iteration=9)
+        assert not list(folder.glob(".model_*")), "the next save removes what the kill left"

@@ -1,6 +1,7 @@
 """Config errors are one line that names the key or the file."""
 
 import pytest
+from detectron2.utils import comm
 
 from ovseg_d2.engine import default_argument_parser, load_config, setup
 from tests.engine.conftest import CONFIG, ROOT
@@ -12,6 +13,7 @@ from tests.engine.conftest import CONFIG, ROOT
         (["SOLVER.BASE_LRR", "1"], "unknown config key SOLVER.BASE_LRR; the nearest known one is SOLVER.BASE_LR"),
         (["SOLVER", "1"], "config key SOLVER is a section"),
         (["SOLVER.BASE_LR"], "expected KEY VALUE pairs"),
+        (["SOLVER.BASE_LR", "1", "--num-gpus", "2"], "options stand before the KEY VALUE pairs, found --num-gpus"),
         (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
         (["INPUT.PIPELINE", "zoom"], "INPUT.PIPELINE is 'zoom', allowed are lsj, crop, resize"),
         (["MODEL.OVSEG.TEST.TASKS", "['semantic','depth']"], "MODEL.OVSEG.TEST.TASKS is 'depth'"),
@@ -54,6 +56,16 @@ def test_setup_checks_the_data_first(tmp_path, monkeypatch):
         setup(arguments("DATASETS.TRAIN", "('ovshapes_tran',)", *opts))
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'gpu'"):
         setup(arguments("OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "gpu"))
+
+
+def test_batch_size_fits_the_processes_in_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    opts = ["OUTPUT_DIR", tmp_path, "SOLVER.IMS_PER_BATCH", 3]
+    with pytest.raises(ValueError, match=r"SOLVER.IMS_PER_BATCH is 3, expected a positive multiple of 2 \(processes\)"):
+        setup(arguments(*opts))
+    with pytest.raises(ValueError, match="ovshapes_vall"):  # evaluation does not mind, and gets to its data
+        setup(arguments("--eval-only", *opts, "DATASETS.TEST", "('ovshapes_vall',)"))
 
 
 def test_help_teaches(capsys):

@@ -39,7 +39,7 @@ def test_training_steps_lower_the_loss():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        totals.append(float(loss))
+        totals.append(loss.item())
     assert sum(totals[-5:]) < 0.8 * sum(totals[:5])
 
 

@@ -155,7 +155,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
 
 def test_drop_path_drops_whole_images_in_training_only():
     model = tiny_swin(depths=(1, 1, 1, 2), drop_path_rate=0.5)
-    rates = [block.drop_path.rate for stage in model.layers for block in stage.blocks]
+    rates = [block.drop_path.p for stage in model.layers for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.125, 0.25, 0.375, 0.5])
     drop_path = model.layers[3].blocks[1].drop_path
     x = torch.ones(64, 2, 3)

@@ -18,6 +18,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 PATCH_SIZE = 4
 MLP_RATIO = 4
@@ -77,9 +78,8 @@ class WindowAttention(nn.Module):
             (N * windows, L, C).
         """
         q, k, v = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[
-            None
-        ]  # (1, heads, L, L)
+        # (1, heads, L, L)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
         if mask is not None:
             bias = bias + mask[:, None]
             bias = bias.expand(len(windows) // len(mask), *bias.shape).flatten(0, 1)
@@ -100,22 +100,6 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training, drop the residual branch of whole images (arXiv 1603.09382)."""
-
-    def __init__(self, *, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (N, ...)."""
-        if not self.training or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        kept = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(keep)
-        return x * kept / keep
-
-
 class SwinBlock(nn.Module):
     """Window attention and an MLP, each normalised before and added after (equation 3)."""
 
@@ -127,7 +111,7 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(dim=dim, num_heads=num_heads, window_size=window_size)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = MLP(dim=dim, hidden_dim=MLP_RATIO * dim)
-        self.drop_path = DropPath(rate=drop_path_rate)
+        self.drop_path = StochasticDepth(drop_path_rate, "row")
 
     def forward(self, x: Tensor, shift_mask: Tensor) -> Tensor:
         """(N, h, w, C) and the mask of :func:`shifted_window_mask` -> (N, h, w, C)."""
