@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,7 @@ def _child(
     on_cpu: bool,
     errors: Any,
 ) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     place = Place(
         rank=args.machine_rank * local_size + local_rank,
         world_size=args.num_machines * local_size,
@@ -148,6 +150,12 @@ def _child(
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end_with_parent() -> None:
+    """No process outlives the one that started it, even where that was killed and signals are ignored."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, place: Place, on_cpu: bool) -> Any:
