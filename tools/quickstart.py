@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ovseg_d2  # noqa: F401  (light; hides a warning of detectron2's import)
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/ovshapes/mask2former_quickstart.yaml"
 METRICS = {
