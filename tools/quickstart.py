@@ -74,7 +74,9 @@ def draw(training: Path, sheet: Path, *, num_images: int) -> None:
     from ovseg_d2.visualization import ResultDrawer, contact_sheet, ground_truth_results, legible_scale
 
     metadata = MetadataCatalog.get("ovshapes_val")
-    predictor = OpenVocabPredictor.from_config_file(training / "config.yaml", weights=training / "model_final.pth")
+    weights = training / "model_final.pth"
+    # Scores are low after so short a training.
+    predictor = OpenVocabPredictor.from_config_file(training / "config.yaml", weights=weights, score_threshold=0.1)
     drawer = ResultDrawer.from_metadata(metadata)
     rows, names = [], []
     for record in DatasetCatalog.get("ovshapes_val")[:num_images]:
