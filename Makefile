@@ -36,7 +36,7 @@ clean: ## remove caches and build files (not the environment, data or output)
 $(STAMP): setup.py tools/install_detectron2.py
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(find_python); echo "making $(VENV) with $$python"; $$python -m venv $(VENV); }
 	@echo "installing the requirements (torch is large: a few minutes the first time)"
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,demo]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/python tools/install_detectron2.py
 	@touch $@
 

@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["ovseg_d2", "ovseg_d2.*"]),
     include_package_data=True,
-    package_data={"ovseg_d2": ["**/*.json"]},
+    package_data={"ovseg_d2": ["**/*.json", "model_zoo/*"]},
     python_requires=">=3.10",
     # detectron2 has no release on PyPI under its own name, so it cannot be required here:
     # tools/install_detectron2.py installs it where it is missing.
@@ -28,14 +28,16 @@ setup(
         "fvcore>=0.1.5.post20210924,<0.1.6",
         "opencv-python-headless",
         "pycocotools>=2.0.2",
+        "open_clip_torch>=3.0,<4",
         "safetensors>=0.4",
         "scipy>=1.9",
         "tabulate",
         "tensorboard",
+        "timm>=1.0.15",
+        "tqdm",
     ],
     extras_require={
-        "dev": ["pytest>=8", "ruff==0.17.*", "torchmetrics>=1.4", "tqdm"],
-        "demo": ["tqdm"],
+        "dev": ["pytest>=8", "ruff==0.17.*", "torchmetrics>=1.4"],
         # Apart because it brings a backport of the standard library's typing.
         "cityscapes": ["cityscapesScripts>=2.2"],
     },

@@ -9,16 +9,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ovseg_d2.data.check import require_registered
 from ovseg_d2.data.image_io import CorruptImageError, read_image
+from ovseg_d2.data.vocabulary import vocabulary_from_file, vocabulary_from_string
+from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.evaluation.panoptic_png import write_panoptic_png
 from ovseg_d2.evaluation.results import write_json
 from ovseg_d2.predictor import OpenVocabPredictor
+from ovseg_d2.structures import Vocabulary
 from ovseg_d2.visualization import TASKS, legible_scale
 
 logger = logging.getLogger("demo")
@@ -37,9 +42,20 @@ examples:
   python demo/demo.py --config-file CONFIG.yaml --input a.jpg --output a_drawn.jpg --task instance \\
       --confidence-threshold 0.8 --opts MODEL.WEIGHTS model.pth MODEL.DEVICE cpu
 
+  # other classes, in words of your own (models with an open vocabulary)
+  python demo/demo.py --config-file CONFIG.yaml --input a.jpg --output drawn \\
+      --vocabulary "red star, blue ring, grass:stuff" --opts MODEL.WEIGHTS model.pth
+  python demo/demo.py --config-file CONFIG.yaml --input a.jpg --output drawn --vocabulary-file classes.txt \\
+      --opts MODEL.WEIGHTS model.pth
+
   # a video into a video; without --output pictures and videos are shown in a window (Esc or q closes it)
   python demo/demo.py --config-file CONFIG.yaml --video-input street.mp4 --output street_drawn.mp4 \\
       --opts MODEL.WEIGHTS model.pth
+
+--vocabulary: classes stand between commas; a class is a countable thing unless :stuff follows it. With synonyms, pipes
+stand between classes and commas between their names: "couch, sofa | grass, lawn:stuff".
+--vocabulary-file: a .txt with one class a line ("couch, sofa"; # starts a comment), or a .json with a list of such
+lines or of {"name": "couch", "synonyms": ["sofa"], "isthing": true}.
 
 --opts comes last: everything behind it is KEY VALUE pairs of the config.
 The exit code is 0 if all went well, 1 if some file could not be read, 2 for wrong arguments.
@@ -66,6 +82,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--json",
         metavar="FOLDER",
         help="also write results as data: NAME.json, and NAME.png of classes (semantic) or segment ids (panoptic)",
+    )
+    classes = parser.add_mutually_exclusive_group()
+    classes.add_argument("--vocabulary", metavar="CLASSES", help='what to look for, e.g. "red star, blue ring, grass"')
+    classes.add_argument("--vocabulary-file", metavar="FILE", help="what to look for, a .txt or .json file")
+    classes.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="what to look for: the classes of a registered dataset (default: the first one in the config)",
     )
     parser.add_argument("--task", choices=TASKS, help="what to find (default: the first in MODEL.OVSEG.TEST.TASKS)")
     parser.add_argument(
@@ -99,13 +123,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_predictor(args: argparse.Namespace) -> OpenVocabPredictor:
     opts = list(args.opts)
-    kwargs = {}
+    kwargs: dict[str, Any] = {"vocabulary": chosen_vocabulary(args)}
     if args.confidence_threshold is not None:
         opts += ["MODEL.OVSEG.TEST.OBJECT_MASK_THRESHOLD", str(args.confidence_threshold)]
         kwargs["score_threshold"] = args.confidence_threshold
     return OpenVocabPredictor.from_config_file(
         args.config_file, tasks=[args.task] if args.task else None, opts=opts, **kwargs
     )
+
+
+def chosen_vocabulary(args: argparse.Namespace) -> Vocabulary | str | None:
+    """What --vocabulary, --vocabulary-file or --dataset name; None for the config's own classes."""
+    if args.vocabulary is not None:
+        return vocabulary_from_string(args.vocabulary)
+    if args.vocabulary_file is not None:
+        return vocabulary_from_file(args.vocabulary_file)
+    if args.dataset is not None:
+        load_config(args.config_file, args.opts)  # registers the datasets that DATASETS.REGISTER describes
+        require_registered(args.dataset)
+    return args.dataset
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:

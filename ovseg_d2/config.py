@@ -31,10 +31,33 @@ def _add_model(model: Any) -> None:
     # Images are padded so that height and width are multiples of this.
     ovseg.SIZE_DIVISIBILITY = 32
 
+    # ---- CLIP: any architecture and tag of open_clip, or the tiny ones of the package (OVShapes-RN, OVShapes-ViT)
+    clip = ovseg.CLIP = CN()
+    clip.NAME = "convnext_large_d_320"  # a name of open_clip, or the path of a JSON configuration
+    # A tag of open_clip, or a file (safetensors, .pt, OpenAI's TorchScript); "" only where MODEL.WEIGHTS holds CLIP too.
+    clip.PRETRAINED = "laion2b_s29b_b131k_ft_soup"
+    # How CLIP's own copy of the image is resized: "none", "short" (shorter side to INPUT_SIZE) or "square".
+    clip.RESIZE = "none"
+    clip.INPUT_SIZE = 0
+    clip.TRAINABLE = "frozen"  # a policy of modeling/clip/trainable.py
+    clip.USE_CHECKPOINT = False  # recompute activations in the backward pass: less memory, more time
+
+    # ---- text: what a class name is turned into
+    text = ovseg.TEXT = CN()
+    text.TEMPLATES = ["vild"]  # sets of data/templates.py, or sentences with one "{}"
+    text.CACHE_DIR = ""  # folder for encoded vocabularies of a frozen text encoder; "": in memory only
+
     # ---- mask proposals: which generator, and the sizes of the Mask2Former one (Mask2Former paper, section 3)
     prop = ovseg.PROPOSALS = CN()
     prop.NAME = "Mask2FormerProposals"  # a name in MASK_PROPOSAL_REGISTRY
-    prop.WEIGHTS = ""  # checkpoint of the generator alone, loaded after MODEL.WEIGHTS
+    # Checkpoint of the generator alone, loaded after MODEL.WEIGHTS; model_zoo://FILE for one of the package.
+    prop.WEIGHTS = ""
+    prop.TRAINABLE = "full"  # or class_head: the classifier of masks alone; or frozen
+    # Masks from files (PrecomputedProposals): the folder that tools/export_proposals.py wrote, one file a dataset.
+    prop.FILES = ""
+    prop.RESIDUAL_MASK = True  # PrecomputedProposals: what no mask covers is one more mask
+    # What classifies the queries: "linear" for the classes of the training, "text" (FC-CLIP) for any, by CLIP's texts.
+    prop.CLASS_HEAD = "linear"
     prop.NUM_QUERIES = 100
     prop.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     prop.NUM_HEADS = 8
@@ -53,6 +76,40 @@ def _add_model(model: Any) -> None:
     prop.DEC_FFN_DIM = 2048
     prop.PRE_NORM = False
     prop.ENFORCE_INPUT_PROJ = False
+
+    # ---- crops: masks as pictures of their own for a frozen CLIP (modeling/mask_classification/crops.py)
+    crops = ovseg.CROPS = CN()
+    # mask_crop (ZSSeg, FreeSeg, OVSeg); mask, cropmask (ZegFormer's default) or crop (ZegFormer).
+    crops.STYLE = "mask_crop"
+    crops.SIZE = 224  # pixels a side: what CLIP was trained at
+    crops.CHUNK_SIZE = 32  # crops that are made and encoded at once
+    # The rest is for mask_crop. ZSSeg: 0.5, but 0.4 and 0.3 for ADE20K's 150 and 847 classes; OVSeg Swin-B: 0.4.
+    crops.THRESHOLD = 0.5
+    crops.FILL = "mean"  # outside the mask: CLIP's "mean" colour, or "zero" for black
+    crops.EXPAND = 1.0  # boxes grow by this factor
+    crops.MATTING = False  # mask probabilities weigh the pixels, instead of 0 and 1
+    crops.ALIGN_CORNERS = False  # of the bicubic resizing; True in FreeSeg
+
+    # ---- training-free models: proposals of any generator, or pixels, classified by CLIP as it is
+    free = ovseg.TRAINING_FREE = CN()
+    # crops: as above; masks: ClipImageEncoder.encode_masks (mask pooling, or mask tokens of a ViT); dense: no masks,
+    # every position of the feature map against the texts, semantic results only.
+    free.CLASSIFY = "masks"
+    # dense: the ViT's last block: "value" (MaskCLIP, arXiv 2112.01071), "sclip" (2312.01597), "clearclip" (2407.12442),
+    # or "full", CLIP's own.
+    free.LAST_BLOCK = "value"
+    # masks, for a ViT: mask tokens as in "maft" (hard masks) or "maskclippp" (soft ones), from block START_LAYER on
+    # (from 0; -1: the third from the end; MAFT's ViT-B/16: 8).
+    free.MASK_MODE = "maft"
+    free.START_LAYER = -1
+    free.OBJECTNESS = True  # crops, masks: the generator's probability of "no object" counts, where it has one
+
+    # ---- ensemble of the generator's class probabilities Ap and CLIP's Ac (FC-CLIP, section 3.3)
+    ensemble = ovseg.ENSEMBLE = CN()
+    ensemble.ALPHA = 0.4  # seen classes: Ap^(1-alpha) Ac^alpha
+    ensemble.BETA = 0.8  # unseen classes: Ap^(1-beta) Ac^beta
+    # Only the generator judges masks that are empty at the resolution of CLIP's features; True in public ResNet models.
+    ensemble.VALID_MASKS_ONLY = False
 
     # ---- set criterion; CLASS, MASK and DICE weigh both the losses and the matching costs
     loss = ovseg.LOSS = CN()
@@ -85,6 +142,12 @@ def _add_model(model: Any) -> None:
     swin.DROP_PATH_RATE = 0.3
     swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     swin.USE_CHECKPOINT = False  # recompute activations in the backward pass: less memory, more time
+
+    # ---- the ViT that MODEL.OVSEG.CLIP names, with DenseCLIP's feature pyramid
+    fpn = model.CLIP_VIT_FPN = CN()
+    fpn.OUT_BLOCKS = [3, 5, 7, 11]  # the blocks, from 0, whose outputs become res2 to res5
+    fpn.DROP_PATH_RATE = 0.1
+    fpn.NORM = "SyncBN"  # of the one batch norm, in the head of res2
 
 
 def _add_input(cfg: CN) -> None:

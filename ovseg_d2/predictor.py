@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.transforms import apply_augmentations
 from detectron2.modeling import build_model
 
 import ovseg_d2.data  # noqa: F401  registers the datasets whose metadata names the classes
 import ovseg_d2.modeling  # noqa: F401  registers the models
 from ovseg_d2.data.augmentation import build_test_augmentations
-from ovseg_d2.data.vocabulary import vocabulary_from_metadata
+from ovseg_d2.data.check import CLOSED_VOCABULARY
+from ovseg_d2.data.vocabulary import load_vocabulary, vocabulary_from_metadata, vocabulary_from_names
 from ovseg_d2.engine import load_parts
 from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.engine.setup import available_device
@@ -25,6 +26,7 @@ from ovseg_d2.structures import Vocabulary
 from ovseg_d2.visualization import ResultDrawer
 
 Results = dict[str, Any]
+VocabularyLike = Vocabulary | str | Sequence[str]
 
 
 class OpenVocabPredictor:
@@ -35,29 +37,36 @@ class OpenVocabPredictor:
         predictor = OpenVocabPredictor.from_config_file("configs/x.yaml", weights="model.pth", tasks=["panoptic"])
         results = predictor(image)  # (H, W, 3) uint8 RGB
         picture = predictor.draw(image, results, "panoptic")
+        predictor.set_vocabulary("red star, blue ring, grass:stuff")  # open-vocabulary models
     """
 
-    def __init__(self, cfg: CfgNode, *, vocabulary: Vocabulary | None = None, score_threshold: float = 0.5) -> None:
+    def __init__(self, cfg: CfgNode, *, vocabulary: VocabularyLike | None = None, score_threshold: float = 0.5) -> None:
         """
         Args:
             cfg: MODEL.OVSEG.TEST.TASKS says which results are made, MODEL.WEIGHTS where the weights are.
-            vocabulary: classes to look for; by default those of DATASETS.TEST, else of DATASETS.TRAIN.
+            vocabulary: classes to look for, in a form that :meth:`set_vocabulary` takes; by default those of
+                DATASETS.TEST, else of DATASETS.TRAIN.
             score_threshold: instances that score less are dropped.
 
         Raises:
-            ValueError: the config names no dataset with class names, and no vocabulary is given.
+            ValueError: the config names no dataset with class names, and no vocabulary is given; or a closed-vocabulary
+                model gets other classes than it was trained with.
         """
         self.tasks = tuple(cfg.MODEL.OVSEG.TEST.TASKS)
         self.score_threshold = score_threshold
         self._input_format = cfg.INPUT.FORMAT
         self._augmentations = build_test_augmentations(cfg)
+        # Classes that a closed vocabulary may only rename.
+        self._num_fixed_classes = (
+            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if cfg.MODEL.META_ARCHITECTURE in CLOSED_VOCABULARY else None
+        )
+        self._architecture = cfg.MODEL.META_ARCHITECTURE
         if vocabulary is None:
             metadata = _dataset_metadata(cfg)
             self.vocabulary = vocabulary_from_metadata(metadata)
             self.drawer = ResultDrawer.from_metadata(metadata)
         else:
-            self.vocabulary = vocabulary
-            self.drawer = ResultDrawer(class_names=vocabulary.names)
+            self.set_vocabulary(vocabulary)
         self.model = build_model(cfg).eval()
         load_parts(self.model, cfg, strict=True)
 
@@ -88,6 +97,33 @@ class OpenVocabPredictor:
         cfg = load_config(config_file, overrides)
         cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
         return cls(cfg, **kwargs)
+
+    def set_vocabulary(self, vocabulary: VocabularyLike) -> None:
+        """Look for other classes from now on. Nothing is computed anew but the text embeddings, at the next image.
+
+        Args:
+            vocabulary: class names, each with synonyms after commas and ``:stuff`` behind them if it is no countable
+                object; all of them in one string between commas; the name of a registered dataset (whose colours are
+                used too); a ``.txt`` or ``.json`` file; or a :class:`Vocabulary`.
+
+        Raises:
+            ValueError: no class, an empty or doubled name; or a closed-vocabulary model and another number of classes.
+            FileNotFoundError: a file that does not exist.
+        """
+        drawer = None
+        if isinstance(vocabulary, str):
+            if vocabulary in DatasetCatalog.list():
+                drawer = ResultDrawer.from_metadata(MetadataCatalog.get(vocabulary))
+            vocabulary = load_vocabulary(vocabulary)
+        elif not isinstance(vocabulary, Vocabulary):
+            vocabulary = vocabulary_from_names(vocabulary)
+        if self._num_fixed_classes not in (None, len(vocabulary)):
+            raise ValueError(
+                f"{self._architecture} has a closed vocabulary: the {self._num_fixed_classes} classes of its training "
+                f"can be renamed, but {len(vocabulary)} classes are given; expected a model with an open vocabulary"
+            )
+        self.vocabulary = vocabulary
+        self.drawer = drawer or ResultDrawer(class_names=vocabulary.names)
 
     def __call__(self, image: np.ndarray) -> Results:
         """Results of one image (H, W, 3) RGB uint8, at its size: ``sem_seg``, ``panoptic_seg``, ``instances``."""

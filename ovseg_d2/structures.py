@@ -24,6 +24,7 @@ class Vocabulary:
         names: K distinct, non-empty display names.
         is_thing: K flags, True for countable objects (instances), False for stuff.
         synonyms: for each class the texts that stand for it; its name alone by default.
+        is_seen: K flags of a zero-shot split, False for classes that training leaves out; empty if there is no split.
 
     Raises:
         ValueError: an empty or doubled name, or sequences of unequal length.
@@ -32,6 +33,7 @@ class Vocabulary:
     names: tuple[str, ...]
     is_thing: tuple[bool, ...]
     synonyms: tuple[tuple[str, ...], ...] = ()
+    is_seen: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.synonyms:
@@ -41,16 +43,61 @@ class Vocabulary:
                 f"Vocabulary: {len(self.names)} names, {len(self.is_thing)} thing flags and {len(self.synonyms)} "
                 "synonym lists; expected as many of each"
             )
-        seen: set[str] = set()
+        if self.is_seen and len(self.is_seen) != len(self.names):
+            raise ValueError(f"Vocabulary: {len(self.names)} names and {len(self.is_seen)} seen flags")
+        known: set[str] = set()
         for index, name in enumerate(self.names):
             if not name.strip():
                 raise ValueError(f"Vocabulary: class {index} has an empty name")
-            if name in seen:
+            if name in known:
                 raise ValueError(f"Vocabulary: class {index} repeats the name {name!r}; names must be distinct")
-            seen.add(name)
+            known.add(name)
+            if not self.synonyms[index] or not all(text.strip() for text in self.synonyms[index]):
+                raise ValueError(f"Vocabulary: class {index} ({name!r}) has an empty synonym, or none at all")
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+@dataclass
+class TextClasses:
+    """A vocabulary as a CLIP text encoder sees it. A class's logit is the largest of its entries' logits.
+
+    Attributes:
+        embeds: (E, P, D) float32 unit vectors; E entries (synonyms of all classes, class by class), P prompts each.
+        class_ids: (E,) int64 in [0, K), ascending: the class of each entry.
+        is_thing: (K,) bool.
+        seen: (K,) bool, whether the class (or a synonym of it) was in the training vocabulary.
+    """
+
+    embeds: Tensor
+    class_ids: Tensor
+    is_thing: Tensor
+    seen: Tensor
+
+    def __len__(self) -> int:
+        return len(self.is_thing)
+
+
+@dataclass
+class ClipFeatures:
+    """What a CLIP image encoder gives for N images.
+
+    Attributes:
+        image_embeds: (N, D) global embeddings, not normalised.
+        dense: (N, D, h, w) embeddings of the positions, not normalised; None if the encoder was not asked for them.
+        layers: intermediate maps (N, C, h', w') by name: ``res2``..``res5`` (ResNet, ConvNeXt; also ``stem``) or
+            ``block0``, ``block1``, ... (ViT, patches only).
+        tokens: ViT only: (N, 1 + h * w, C) sequence, class token first, that enters the encoder's start block; the
+            state from which mask tokens go on. None otherwise.
+        grid: (h, w) of the last feature map.
+    """
+
+    image_embeds: Tensor
+    dense: Tensor | None
+    layers: dict[str, Tensor]
+    tokens: Tensor | None = None
+    grid: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -61,11 +108,14 @@ class ImageBatch:
         tensor: (N, 3, H, W) float.
         image_sizes: N pairs (height, width) before padding.
         image_ids: N ids that name the images; they key the random draws of the losses.
+        proposal_masks: N tensors (Q_n, H, W) bool, masks that came with the images from a file, padded with False; None
+            if none came.
     """
 
     tensor: Tensor
     image_sizes: list[tuple[int, int]]
     image_ids: list[int | str]
+    proposal_masks: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.image_sizes)

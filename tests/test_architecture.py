@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ovseg_d2"
 # Lower layers first; a module may import from its own layer and from those before it. A package stands for all modules
 # below it that have no line of their own.
 LAYERS = (
-    ("structures", "modeling.layers", "checkpoint.io"),
+    ("structures", "modeling.layers", "checkpoint.io", "model_zoo"),
     ("config",),
     ("data",),
     ("modeling.backbones", "modeling.clip"),

@@ -65,7 +65,7 @@ def test_exceptions(tmp_path):
 def test_a_case_without_counterpart_is_no_success(tmp_path):
     make_case(tmp_path, {"x": torch.ones(1)})
     passed, line = check(tmp_path, tmp_path / "family/topic/a")
-    assert not passed and "unsupported: no family family" in line
+    assert not passed and "unsupported: no topic family/topic" in line
 
 
 def test_a_crash_is_a_line(tmp_path):

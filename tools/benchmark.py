@@ -3,6 +3,7 @@
     python tools/benchmark.py                      # everything below
     python tools/benchmark.py --only deformable    # the deformable core against its plain form
     python tools/benchmark.py --only mask2former   # forward of Mask2Former R50 at 512 x 512, split by part
+    python tools/benchmark.py --only text          # a vocabulary of 847 names through the text tower of ViT-B-16
 
 Weights are random, float32, batch 1. Figures are the minimum and the median of --repeats runs after one warm-up;
 compared forms take turns, so that whatever else the machine does falls on all of them.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import time
 from collections import defaultdict
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
@@ -28,9 +31,12 @@ from tqdm import tqdm
 
 import ovseg_d2.modeling  # noqa: F401  (registers the models)
 from ovseg_d2.config import add_ovseg_config
+from ovseg_d2.data.templates import get_templates
+from ovseg_d2.modeling.clip.build import build_clip, clip_tokenizer
 from ovseg_d2.modeling.inference import mask_inference
 from ovseg_d2.modeling.layers.ms_deform_attn import deformable_sampling, deformable_sampling_by_grid
 from ovseg_d2.modeling.proposals.pixel_decoder import pixel_centres
+from ovseg_d2.modeling.text_classifier import TextClassifier
 from ovseg_d2.structures import Vocabulary
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "mask2former" / "ade20k_semantic_R50.yaml"
@@ -142,7 +148,57 @@ def mask2former(*, repeats: int, device: torch.device) -> Timings:
     return timings
 
 
-BENCHMARKS = {"deformable": deformable, "mask2former": mask2former}
+def peak_memory(device: torch.device) -> float:
+    """MiB, of the process or of what it holds on a GPU, since the start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def text(*, repeats: int, device: torch.device, names: int = 847, compared_names: int = 16) -> Timings:
+    """Names in 14 templates, cut to the longest text of a chunk; in turns with all 77 tokens for a few names.
+
+    The names are those of ADE20K's 150 classes, plain and with adjectives.
+    """
+    torch.manual_seed(0)
+    clip = build_clip("ViT-B-16").to(device).eval().requires_grad_(False)
+    encoder, tokenizer, templates = clip.text, clip_tokenizer("ViT-B-16"), get_templates(["vild"])
+    classes = [name.split(",")[0].strip() for name in MetadataCatalog.get("ade20k_sem_seg_val").stuff_classes]
+    known = dict.fromkeys(f"{word}{name}" for word in ("", "old ", "red ", "big ", "wet ", "toy ") for name in classes)
+    all_names = tuple(known)[:names]
+    chunk_size = 512
+
+    def cut(count: int) -> torch.Tensor:
+        classifier = TextClassifier(tokenizer=tokenizer, templates=templates, chunk_size=chunk_size)
+        vocabulary = Vocabulary(names=all_names[:count], is_thing=(True,) * count)
+        return classifier(encoder, vocabulary).embeds
+
+    @torch.no_grad()
+    def whole(count: int) -> torch.Tensor:
+        tokens = tokenizer([template.format(name) for name in all_names[:count] for template in templates]).to(device)
+        embeds = []
+        for chunk in tokens.split(chunk_size):
+            states = encoder.token_states(chunk)[torch.arange(len(chunk), device=device), chunk.argmax(dim=1)]
+            embeds.append(F.normalize(states @ encoder.text_projection, dim=-1))
+        return torch.cat(embeds).unflatten(0, (count, -1))
+
+    few = min(compared_names, names)
+    memory = [peak_memory(device)]
+    encoder.weights_hash()  # taken once at load, so not part of the time
+    start = clock(device)
+    cut(names)
+    seconds = clock(device) - start
+    memory.append(peak_memory(device))
+    difference = float((whole(few) - cut(few)).abs().max())
+    memory.append(peak_memory(device))
+    print(f"{names} names x {len(templates)} templates, cut: {seconds:.1f} s; {few} names with 77 tokens beside it")
+    print(f"peak memory: {memory[0]:.0f} MiB before, {memory[1]:.0f} cut, {memory[2]:.0f} with 77 tokens")
+    print(f"largest difference of the unit vectors: {difference:.1e}")
+    forms = {f"core, {few} names": lambda: cut(few), f"core, plain form, {few} names": lambda: whole(few)}
+    return in_turns(forms, repeats=repeats, device=device)
+
+
+BENCHMARKS = {"deformable": deformable, "mask2former": mask2former, "text": text}
 
 
 def report(name: str, timings: Timings) -> None:

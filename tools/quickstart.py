@@ -23,7 +23,7 @@ from typing import Any
 import ovseg_d2  # noqa: F401  (light; hides a warning of detectron2's import)
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = "configs/ovshapes/mask2former_quickstart.yaml"
+CONFIG = "configs/ovshapes/mask2former.yaml"
 METRICS = {
     "semantic": ("sem_seg", ("mIoU", "mIoU_seen", "mIoU_unseen", "hIoU")),
     "panoptic": ("panoptic_seg", ("PQ", "SQ", "RQ")),

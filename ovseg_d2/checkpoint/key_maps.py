@@ -54,20 +54,46 @@ MASK_DECODER_RULES = (
     (r"\btransformer_ffn_layers\.(\d+)\.", r"layers.\1.ffn."),
 )
 
+HEAD_RULES = (
+    (r"^sem_seg_head\.pixel_decoder\.", "proposals.pixel_decoder."),
+    (r"^sem_seg_head\.predictor\.", "proposals.mask_decoder."),
+)
+
 MASK2FORMER = KeyMap(
     name="public Mask2Former",
     recognises=_any_starts_with("sem_seg_head."),
     rules=(
         # Early files have the pixel decoder's parameters directly in the head.
         (r"^sem_seg_head\.(?!pixel_decoder\.|predictor\.)", "sem_seg_head.pixel_decoder."),
-        (r"^sem_seg_head\.pixel_decoder\.", "proposals.pixel_decoder."),
-        (r"^sem_seg_head\.predictor\.", "proposals.mask_decoder."),
         (r"^backbone\.", "proposals.backbone."),
+        *HEAD_RULES,
         *PIXEL_DECODER_RULES,
         *MASK_DECODER_RULES,
     ),
     # The class weights of the loss are made from the configuration.
     dropped=r"^criterion\.empty_weight$|\.(relative_position_index|attn_mask)$",
+)
+
+_TEXT_HEAD = "proposals.mask_decoder.class_embed."
+FCCLIP = KeyMap(
+    name="public FC-CLIP",
+    recognises=_any_starts_with("sem_seg_head.predictor._mask_pooling_proj."),
+    rules=(
+        # The whole of open_clip's CLIP: the image tower under visual., the text tower's parts at the top.
+        (r"^backbone\.clip_model\.visual\.", "clip.visual.tower."),
+        (r"^backbone\.clip_model\.logit_scale$", "clip.logit_scale"),
+        (r"^backbone\.clip_model\.", "clip.text."),
+        (r"^void_embedding\.", f"{_TEXT_HEAD}void_embedding."),
+        *HEAD_RULES,
+        (r"^proposals\.mask_decoder\.class_embed\.layers\.", f"{_TEXT_HEAD}mlp.layers."),
+        (r"^proposals\.mask_decoder\._mask_pooling_proj\.0\.", f"{_TEXT_HEAD}pool_norm."),
+        (r"^proposals\.mask_decoder\._mask_pooling_proj\.1\.", f"{_TEXT_HEAD}pool_proj."),
+        (r"^proposals\.mask_decoder\.logit_scale$", f"{_TEXT_HEAD}logit_scale"),
+        *PIXEL_DECODER_RULES,
+        *MASK_DECODER_RULES,
+    ),
+    # The loss makes its class weights; a causal mask that some versions of open_clip keep is computed here.
+    dropped=r"^criterion\.empty_weight$|^backbone\.clip_model\.attn_mask$",
 )
 
 # Files of backbones alone; where the backbone stands in a model is found when they are loaded.
@@ -91,4 +117,5 @@ SWIN = KeyMap(
     dropped=r"^(head|norm)\.|\.(relative_position_index|attn_mask)$",
 )
 
-KEY_MAPS = (MASK2FORMER, TORCHVISION_RESNET, SWIN)
+# The first that recognises a file is taken: FC-CLIP's names are among Mask2Former's, and more.
+KEY_MAPS = (FCCLIP, MASK2FORMER, TORCHVISION_RESNET, SWIN)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 # Batch normalisation counts its batches for a mode that nobody here uses; old and frozen layers do not.
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Match:
     def load(self, model: nn.Module) -> None:
         """Copy the matching tensors into ``model``; all others keep their values."""
         model.load_state_dict(self.weights, strict=False)
+
+    def without(self, given: Set[str]) -> Match:
+        """The same, with what another file gives (names in the model) no longer missing here."""
+        return replace(self, missing=[name for name in self.missing if name not in given])
 
     def require_whole(self) -> None:
         """Raise a one-line ``ValueError`` unless every tensor of the model is in the file, and none has no place."""
@@ -132,8 +136,8 @@ def match_state_dict(
         prefix=prefix,
         weights=weights,
         total=len(tensors),
-        missing=[name for name in missing if not name.endswith(_COUNTER)],
-        unexpected=[name for name in named if name not in tensors and not name.endswith(_COUNTER)],
+        missing=[name for name in missing if not name.endswith(COUNTER)],
+        unexpected=[name for name in named if name not in tensors and not name.endswith(COUNTER)],
         mismatched=sorted(mismatched, key=lambda m: m.name),
         parameter_groups=dict(groups),
     )

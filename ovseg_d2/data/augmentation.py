@@ -54,6 +54,20 @@ def transform_labels(labels: Array, transforms: TransformList, *, fill: int) -> 
     return out
 
 
+def transform_masks(masks: Array, transforms: TransformList) -> Array:
+    """Apply geometric transforms to masks that may overlap (Q, H, W): (Q, H', W') bool, False in the padding."""
+    bits = 23  # that many masks travel as the bits of one label map
+    groups = [masks[first : first + bits].astype(np.int32) for first in range(0, len(masks), bits)]
+    if not groups:
+        groups = [np.zeros((0, *masks.shape[1:]), np.int32)]
+    moved = []
+    for group in groups:
+        places = np.arange(len(group), dtype=np.int32)[:, None, None]
+        labels = transform_labels((group << places).sum(axis=0, dtype=np.int32), transforms, fill=0)
+        moved.append((labels.astype(np.int32)[None] >> places & 1).astype(bool))
+    return np.concatenate(moved)
+
+
 class FixedSizeCrop(T.Augmentation):
     """Random crop of at most ``size``, then padding at the right and the bottom to exactly ``size``.
 

@@ -17,10 +17,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances, polygons_to_bitmask
 
-from ovseg_d2.data.augmentation import build_augmentations, build_test_augmentations
+from ovseg_d2.data.augmentation import build_augmentations, build_test_augmentations, transform_masks
 from ovseg_d2.data.check import require_registered
 from ovseg_d2.data.image_io import CorruptImageError, annotated_size, check_size, read_image
 from ovseg_d2.data.label_map import LabelMap
+from ovseg_d2.data.proposal_files import ProposalReader, proposal_path
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 
 Array = np.ndarray
@@ -52,6 +53,8 @@ class OVSegDatasetMapper:
     * semantic: a class that is present,
     * instance: an annotated object that is no crowd.
 
+    ``proposals`` (Q, H, W) bool are added in training and in evaluation if there are files of them.
+
     Segments and objects that the crop removed wholly keep an empty mask, or are dropped (``keep_empty_masks``).
     Unlabelled, ignored and padded pixels are ``ignore_value`` in ``sem_seg``
     whatever a dataset's own ignore label is, and in no mask.
@@ -71,6 +74,7 @@ class OVSegDatasetMapper:
         keep_empty_masks: bool,
         datasets: Mapping[str, DatasetInfo],
         on_corrupt_image: str,
+        proposals: Mapping[str, ProposalReader] | None = None,
     ) -> None:
         """
         Args:
@@ -82,6 +86,7 @@ class OVSegDatasetMapper:
             keep_empty_masks: whether what the crop removed stays a panoptic or instance target.
             datasets: what is known of each dataset that a dict's ``dataset_name`` may name.
             on_corrupt_image: "skip" (log, count and return None) or "raise".
+            proposals: files of mask proposals by dataset; None: dicts get none.
         """
         if targets not in TARGETS:
             raise ValueError(f"INPUT.TARGETS is {targets!r}; expected one of {', '.join(TARGETS)}")
@@ -102,6 +107,7 @@ class OVSegDatasetMapper:
         self.keep_empty_masks = keep_empty_masks
         self.datasets = dict(datasets)
         self.on_corrupt_image = on_corrupt_image
+        self.proposals = None if proposals is None else dict(proposals)
         # Only a crop that limits the share of a class needs the labels to choose its transform.
         self._augmentations_see_labels = any(
             getattr(augmentation, "single_category_max_area", 1.0) < 1.0 for augmentation in augmentations
@@ -116,6 +122,7 @@ class OVSegDatasetMapper:
             dataset_names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         elif isinstance(dataset_names, str):
             dataset_names = (dataset_names,)
+        files = cfg.MODEL.OVSEG.PROPOSALS.FILES
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg) if is_train else build_test_augmentations(cfg),
@@ -125,6 +132,9 @@ class OVSegDatasetMapper:
             "keep_empty_masks": cfg.INPUT.KEEP_EMPTY_MASKS,
             "datasets": {name: DatasetInfo.from_name(name) for name in dataset_names},
             "on_corrupt_image": (cfg.DATALOADER if is_train else cfg.TEST).ON_CORRUPT_IMAGE,
+            "proposals": {name: ProposalReader(proposal_path(files, name)) for name in dataset_names}
+            if files
+            else None,
         }
 
     @property
@@ -161,6 +171,10 @@ class OVSegDatasetMapper:
         record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.is_train:
             self._add_targets(record, labels, transforms)
+        if self.proposals is not None:
+            reader = self.proposals[record["dataset_name"]]
+            masks = reader.masks(record["image_id"], size, name=path)
+            record["proposals"] = torch.from_numpy(transform_masks(masks, transforms))
         return record
 
     def _info(self, record: dict[str, Any]) -> DatasetInfo:

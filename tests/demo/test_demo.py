@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ovseg_d2.evaluation.panoptic_png import read_panoptic_png
-from tests.demo.tiny_model import write_tiny_model
+from tests.demo.tiny_model import CLASSES, DATASET, write_tiny_model
 
 SCRIPT = Path(__file__).parents[2] / "demo" / "demo.py"
 SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_panoptic_sample" / "input_images"
@@ -204,3 +204,36 @@ def test_real_photographs(run, tmp_path):
     for drawn in (tmp_path / "drawn").iterdir():
         with Image.open(drawn) as picture, Image.open(SAMPLE / drawn.name) as photograph:
             assert picture.size == photograph.size
+
+
+def test_vocabularies(run, photos, tmp_path):
+    (tmp_path / "classes.txt").write_text("one  # the first\ntwo, zwei\nthree:stuff\n")
+    for flags, names in [
+        (["--vocabulary", "x, y, z"], {"x", "y", "z"}),
+        (["--vocabulary-file", tmp_path / "classes.txt"], {"one", "two", "three"}),
+        (["--dataset", DATASET], set(CLASSES)),
+    ]:
+        code, _ = run("--input", photos / "a.jpg", "--task", "semantic", "--json", tmp_path / "data", *flags)
+        found = {c["name"] for c in json.loads((tmp_path / "data" / "a.json").read_text())["classes"]}
+        assert code == 0 and found and found <= names
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--vocabulary", "a, b"], "error: Mask2Former has a closed vocabulary: the 3 classes"),
+        (["--vocabulary", "a, , b"], "error: vocabulary 'a, , b', class 2: empty name"),
+        (["--vocabulary-file", "nowhere.txt"], "error: vocabulary nowhere.txt does not exist"),
+        (["--vocabulary-file", "classes.csv"], "unknown suffix '.csv', allowed are .txt, .json"),
+        (["--dataset", "demo_tests_tree_classes"], "error: dataset 'demo_tests_tree_classes' is not registered"),
+    ],
+)
+def test_bad_vocabularies(run, photos, flags, message):
+    code, log = run("--input", photos / "a.jpg", "--output", photos, *flags)
+    assert code == 2 and message in log and "Traceback" not in log
+
+
+def test_one_vocabulary_at_a_time(demo, photos, capsys):
+    with pytest.raises(SystemExit):
+        demo.parse_args(["--config-file", "x", "--input", "y", "--vocabulary", "a", "--dataset", "b"])
+    assert "not allowed with argument" in capsys.readouterr().err

@@ -1,15 +1,18 @@
 """OpenVocabPredictor: config and weights in, results, pictures and plain data out."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from pycocotools import mask as coco_mask
 
+from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.predictor import OpenVocabPredictor
 from ovseg_d2.structures import Vocabulary
-from tests.demo.tiny_model import CLASSES, write_tiny_model
+from tests.demo.tiny_model import CLASSES, DATASET, write_tiny_model
 
 TASKS = ("semantic", "panoptic", "instance")
 
@@ -101,8 +104,75 @@ def test_vocabulary(folder, image):
     names = {c["name"] for c in predictor.to_json(predictor(image), "semantic")[0]["classes"]}
     assert names and names <= set(renamed.names)
     larger = Vocabulary(names=("a", "b", "c", "d"), is_thing=(True,) * 4)
-    with pytest.raises(ValueError, match="4 classes"):
-        OpenVocabPredictor.from_config_file(**args, vocabulary=larger)(image)
+    with pytest.raises(ValueError, match="Mask2Former has a closed vocabulary: the 3 classes .* but 4 classes"):
+        OpenVocabPredictor.from_config_file(**args, vocabulary=larger)
+
+
+def test_vocabulary_in_any_form(folder, image, tmp_path):
+    predictor = OpenVocabPredictor.from_config_file(folder / "tiny.yaml", weights=folder / "tiny.pth")
+    colors = predictor.drawer.class_colors
+    expected = Vocabulary(names=("a", "b", "c"), is_thing=(True, False, True), synonyms=(("a", "x"), ("b",), ("c",)))
+    (tmp_path / "classes.txt").write_text("a, x\nb:stuff\nc\n")
+    for form in (["a, x", "b:stuff", "c"], "a, x | b:stuff | c", str(tmp_path / "classes.txt"), expected):
+        predictor.set_vocabulary(form)
+        assert predictor.vocabulary == expected and predictor.drawer.class_names == ("a", "b", "c")
+    assert predictor.drawer.class_colors != colors and len(set(predictor.drawer.class_colors)) == 3
+    assert predictor.draw(image, predictor(image), "panoptic").shape == image.shape
+    predictor.set_vocabulary(DATASET)
+    assert predictor.vocabulary.names == CLASSES and predictor.drawer.class_colors == colors
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("a, b", "3 classes .* but 2 classes"),
+        ([], "no classes"),
+        ("a,,b", "empty name"),
+        (["a", "b", "a"], "class 3: 'a' is there already"),
+        ("nowhere.txt", "nowhere.txt does not exist"),
+    ],
+)
+def test_a_bad_vocabulary_changes_nothing(predictor, form, message):
+    before, drawer = predictor.vocabulary, predictor.drawer
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        predictor.set_vocabulary(form)
+    assert predictor.vocabulary is before and predictor.drawer is drawer
+
+
+def test_another_vocabulary_encodes_texts_alone(folder, image, monkeypatch):
+    """Of an open-vocabulary model; the picture is encoded once a call, the texts once a vocabulary."""
+    opts = {
+        "MODEL.META_ARCHITECTURE": "TrainingFree",
+        "MODEL.OVSEG.CLIP.NAME": "OVShapes-ViT",
+        "MODEL.OVSEG.TEXT.TEMPLATES": ["single"],
+        "MODEL.OVSEG.TRAINING_FREE.CLASSIFY": "masks",
+    }
+    opts = [str(word) for pair in opts.items() for word in pair]
+    cfg = load_config(folder / "tiny.yaml", opts)
+    torch.save(build_model(cfg).state_dict(), folder / "open.pth")
+    cfg.MODEL.WEIGHTS = str(folder / "open.pth")
+    cfg.MODEL.OVSEG.CLIP.PRETRAINED = ""
+    predictor = OpenVocabPredictor(cfg, vocabulary=["red star", "blue ring"], score_threshold=0.0)
+    calls = Counter()
+
+    def count(module, name):
+        original = module.forward
+        monkeypatch.setattr(module, "forward", lambda *a, **k: calls.update([name]) or original(*a, **k))
+
+    count(predictor.model.clip.visual, "image")
+    count(predictor.model.clip.text, "text")
+    first = predictor(image)["sem_seg"]
+    assert first.shape == (2, 60, 90) and calls == {"image": 1, "text": 1}
+    predictor(image)
+    assert calls == {"image": 2, "text": 1}
+    predictor.set_vocabulary("blue ring, grass:stuff, red star")
+    second = predictor(image)
+    assert second["sem_seg"].shape == (3, 60, 90) and calls == {"image": 3, "text": 2}
+    assert {s["isthing"] for s in second["panoptic_seg"][1]} <= {True, False}
+    assert predictor.draw(image, second, "panoptic").shape == image.shape
+    predictor.set_vocabulary(["red star", "blue ring"])
+    torch.testing.assert_close(predictor(image)["sem_seg"], first)
+    assert calls == {"image": 4, "text": 2}  # known from before
 
 
 def test_bad_input(folder, predictor, image):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from ovseg_d2.engine.load_config import load_config
@@ -54,6 +54,8 @@ CONFIG = {
 
 def write_tiny_model(folder: Path) -> list[str]:
     """Writes ``tiny.yaml`` and ``tiny.pth`` and returns the demo's arguments that name them."""
+    if DATASET not in DatasetCatalog.list():
+        DatasetCatalog.register(DATASET, list)
     MetadataCatalog.get(DATASET).set(
         stuff_classes=list(CLASSES),
         stuff_colors=[(20, 160, 40), (230, 60, 60), (60, 60, 230)],

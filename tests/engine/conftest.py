@@ -14,7 +14,7 @@ import pytest
 from ovseg_d2.data.datasets.ovshapes_writer import WorldSettings, write_world
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = "configs/ovshapes/mask2former_quickstart.yaml"
+CONFIG = "configs/ovshapes/mask2former.yaml"
 # Small and without chance: no augmentation, no statistics of the batch, every picture of one size (pictures are padded
 # to the largest of their batch, and the model sees the padding).
 EXACT = {

@@ -16,4 +16,4 @@ def panoptic_quality(case: Case) -> dict[str, Any]:
     )
 
 
-TOPICS = {"panoptic_quality": panoptic_quality}
+TOPICS = {"evaluation/panoptic_quality": panoptic_quality}

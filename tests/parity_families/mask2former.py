@@ -23,6 +23,7 @@ from ovseg_d2.modeling.layers.position_encoding import SinePositionEncoding
 from ovseg_d2.modeling.losses.matcher import HungarianMatcher
 from ovseg_d2.modeling.losses.set_criterion import SetCriterion
 from ovseg_d2.modeling.meta_arch.mask2former import Mask2Former
+from ovseg_d2.modeling.proposals.class_heads import LinearClassHead
 from ovseg_d2.modeling.proposals.mask_decoder import MaskedAttentionDecoder, blocked_positions
 from ovseg_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 from ovseg_d2.structures import MaskProposals, SegmentationTargets, Vocabulary
@@ -141,7 +142,7 @@ def transformer_decoder(case: Case) -> dict[str, Any]:
         in_dim=ctor["in_channels"],
         dim=ctor["hidden_dim"],
         mask_dim=ctor["mask_dim"],
-        num_classes=ctor["num_classes"],
+        class_head=LinearClassHead(dim=ctor["hidden_dim"], num_classes=ctor["num_classes"]),
         num_queries=ctor["num_queries"],
         num_heads=ctor["nheads"],
         ffn_dim=ctor["dim_feedforward"],
@@ -300,7 +301,7 @@ class FixedProposals(nn.Module):
         super().__init__()
         self.proposals = proposals
 
-    def forward(self, images: Any) -> MaskProposals:
+    def forward(self, images: Any, features: Any = None, text: Any = None) -> MaskProposals:
         return self.proposals
 
 
@@ -422,13 +423,13 @@ def full_model(case: Case) -> dict[str, Any]:
 
 
 TOPICS = {
-    "msdeformattn": msdeformattn,
-    "position_encoding": position_encoding,
-    "pixel_decoder": pixel_decoder,
-    "transformer_decoder": transformer_decoder,
-    "point_sampling": point_sampling,
-    "matcher": matcher,
-    "criterion": criterion,
-    "inference": inference,
-    "full_model": full_model,
+    "mask2former/msdeformattn": msdeformattn,
+    "mask2former/position_encoding": position_encoding,
+    "mask2former/pixel_decoder": pixel_decoder,
+    "mask2former/transformer_decoder": transformer_decoder,
+    "mask2former/point_sampling": point_sampling,
+    "mask2former/matcher": matcher,
+    "mask2former/criterion": criterion,
+    "mask2former/inference": inference,
+    "mask2former/full_model": full_model,
 }

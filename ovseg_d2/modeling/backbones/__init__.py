@@ -1,3 +1,4 @@
 """Backbones that detectron2 lacks, in its BACKBONE registry."""
 
-from ovseg_d2.modeling.backbones import swin as _swin  # noqa: F401  (fills the registry)
+from ovseg_d2.modeling.backbones import clip_vit_fpn as _clip_vit_fpn  # noqa: F401  (fills the registry)
+from ovseg_d2.modeling.backbones import swin as _swin  # noqa: F401

@@ -12,6 +12,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovseg_d2.modeling.layers.boxes import bounding_boxes
+
 
 def crop_and_resize(maps: Tensor, *, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
     """Maps (C, H, W) of a padded image, cropped to the image (top left) and resized to (C, *output_size)."""
@@ -19,17 +21,6 @@ def crop_and_resize(maps: Tensor, *, image_size: tuple[int, int], output_size: t
     if image_size == output_size:
         return maps
     return F.interpolate(maps[None], size=output_size, mode="bilinear", align_corners=False)[0]
-
-
-def bounding_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes (n, 4) x0, y0, x1, y1 of masks (n, H, W) bool, x1 and y1 just outside; zeros for empty masks."""
-    edges = []
-    for occupied in (masks.any(1), masks.any(2)):
-        first = occupied.int().argmax(1)
-        last = occupied.shape[1] - occupied.flip(1).int().argmax(1)
-        edges.append(torch.stack([first, last], dim=1) * occupied.any(1)[:, None])
-    (x0, x1), (y0, y1) = (edge.unbind(1) for edge in edges)
-    return torch.stack([x0, y0, x1, y1], dim=1).float()
 
 
 def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ class SetCriterion(nn.Module):
     ) -> None:
         """
         Args:
-            num_classes: K; class K is "no object", whose weight in the cross-entropy is ``no_object_weight``.
+            num_classes: K of a closed vocabulary. The loss takes K from the logits, whose last class is "no object".
+            no_object_weight: its weight in the cross-entropy; other classes have 1.
             class_weight, mask_weight, dice_weight: weights of the losses, and of the matching costs.
             num_points: points a mask for costs and losses.
             deep_supervision: whether earlier predictions are trained too.
@@ -71,9 +72,7 @@ class SetCriterion(nn.Module):
         self.oversample_ratio, self.importance_ratio = oversample_ratio, importance_ratio
         self.deep_supervision = deep_supervision
         self.sampler = sampler or PointSampler()
-        empty_weight = torch.ones(num_classes + 1)
-        empty_weight[-1] = no_object_weight
-        self.register_buffer("empty_weight", empty_weight, persistent=False)
+        self.no_object_weight = no_object_weight
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SetCriterion:
@@ -141,11 +140,14 @@ class SetCriterion(nn.Module):
         The public implementation normalises by each process's own weights, so that its loss depends on how many
         processes share the batch.
         """
-        class_ids = class_logits.new_full(class_logits.shape[:2], self.num_classes, dtype=torch.int64)
+        no_object = class_logits.shape[-1] - 1
+        weight = class_logits.new_ones(no_object + 1)
+        weight[-1] = self.no_object_weight
+        class_ids = class_logits.new_full(class_logits.shape[:2], no_object, dtype=torch.int64)
         for row, target, (queries, matched) in zip(class_ids, targets, matches, strict=True):
             row[queries.to(row.device)] = target.class_ids[matched.to(row.device)]
-        total = F.cross_entropy(class_logits.transpose(1, 2), class_ids, self.empty_weight, reduction="sum")
-        return total / all_reduced_mean(self.empty_weight[class_ids].sum())
+        total = F.cross_entropy(class_logits.transpose(1, 2), class_ids, weight, reduction="sum")
+        return total / all_reduced_mean(weight[class_ids].sum())
 
     def mask_losses(
         self,

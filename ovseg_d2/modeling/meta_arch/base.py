@@ -59,9 +59,24 @@ class OpenVocabSegmentor(nn.Module, ABC):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    def train(self, mode: bool = True) -> OpenVocabSegmentor:
+        """As in PyTorch, but modules whose parameters are all frozen stay as in evaluation."""
+        super().train(mode)
+        for module in self.modules():
+            parameters = list(module.parameters())
+            if module is not self and parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
     @abstractmethod
-    def losses(self, images: ImageBatch, targets: Sequence[SegmentationTargets]) -> dict[str, Tensor]:
-        """Weighted scalar losses by name. For empty targets too, they are connected to every trainable parameter."""
+    def losses(
+        self, images: ImageBatch, targets: Sequence[SegmentationTargets], vocabulary: Vocabulary | None
+    ) -> dict[str, Tensor]:
+        """Weighted scalar losses by name. For empty targets too, they are connected to every trainable parameter.
+
+        Args:
+            vocabulary: whose classes the targets are; None if nothing names them.
+        """
 
     @abstractmethod
     def predict(self, images: ImageBatch, vocabulary: Vocabulary) -> MaskProposals:
@@ -72,7 +87,7 @@ class OpenVocabSegmentor(nn.Module, ABC):
         Args:
             batched_inputs: detectron2's dicts. ``image`` (3, H, W), 0 to 255, in ``INPUT.FORMAT``; ``height`` and
                 ``width`` of the results (default: the image's); in training ``instances`` with ``gt_classes`` and
-                ``gt_masks``; in evaluation optionally ``vocabulary`` (a :class:`Vocabulary`) or ``dataset_name``.
+                ``gt_masks``; optionally ``vocabulary`` (a :class:`Vocabulary`) or, in evaluation, ``dataset_name``.
 
         Returns:
             In training the weighted losses by name. In evaluation one dict an image: ``sem_seg`` (K, H, W),
@@ -80,7 +95,8 @@ class OpenVocabSegmentor(nn.Module, ABC):
         """
         if self.training:
             images = self.preprocess(batched_inputs)
-            return self.losses(images, self.targets(batched_inputs, images.padded_size))
+            targets = self.targets(batched_inputs, images.padded_size)
+            return self.losses(images, targets, self.training_vocabulary(batched_inputs))
 
         # One vocabulary at a time: images of one batch can come from several datasets.
         groups: dict[Vocabulary, list[int]] = {}
@@ -108,10 +124,15 @@ class OpenVocabSegmentor(nn.Module, ABC):
         """Normalise, then pad with zeros (the mean colour) at the right and the bottom."""
         tensors = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
         batch = ImageList.from_tensors(tensors, self.size_divisibility)
+        size = (batch.tensor.shape[-2], batch.tensor.shape[-1])
+        has_masks = all("proposals" in x for x in batched_inputs)
         return ImageBatch(
             tensor=batch.tensor,
             image_sizes=[(int(h), int(w)) for h, w in batch.image_sizes],
             image_ids=[x.get("image_id", i) for i, x in enumerate(batched_inputs)],
+            proposal_masks=[pad_masks(x["proposals"].to(self.device), size) for x in batched_inputs]
+            if has_masks
+            else None,
         )
 
     def targets(
@@ -143,9 +164,32 @@ class OpenVocabSegmentor(nn.Module, ABC):
             return x["vocabulary"]
         if "dataset_name" in x:
             return vocabulary_from_metadata(MetadataCatalog.get(x["dataset_name"]))
-        if self.vocabulary is None:
+        return self.required(self.vocabulary, x.get("file_name", "an input"))
+
+    def training_vocabulary(self, batched_inputs: Sequence[dict[str, Any]]) -> Vocabulary | None:
+        """The one vocabulary that the inputs bring, else that of the training data.
+
+        Raises:
+            ValueError: they bring different ones.
+        """
+        brought = {x.get("vocabulary", self.vocabulary) for x in batched_inputs}
+        if len(brought) > 1:
             raise ValueError(
-                f"{x.get('file_name', 'an input')}: no class names; give 'vocabulary' or 'dataset_name' with the "
-                "input, or set DATASETS.TRAIN to a registered dataset"
+                f"a training batch has inputs with {len(brought)} different vocabularies; expected one, which the "
+                "class ids of all targets count in"
             )
-        return self.vocabulary
+        return next(iter(brought))
+
+    @staticmethod
+    def required(vocabulary: Vocabulary | None, source: str = "a training input") -> Vocabulary:
+        """The vocabulary, which must be there.
+
+        Raises:
+            ValueError: it is None.
+        """
+        if vocabulary is None:
+            raise ValueError(
+                f"{source}: no class names; give 'vocabulary' or 'dataset_name' with the input, or set DATASETS.TRAIN "
+                "to a registered dataset"
+            )
+        return vocabulary

@@ -39,7 +39,9 @@ class Mask2Former(OpenVocabSegmentor):
             **cls.shared_from_config(cfg),
         }
 
-    def losses(self, images: ImageBatch, targets: Sequence[SegmentationTargets]) -> dict[str, Tensor]:
+    def losses(
+        self, images: ImageBatch, targets: Sequence[SegmentationTargets], vocabulary: Vocabulary | None
+    ) -> dict[str, Tensor]:
         return self.criterion(self.proposals(images), targets, images.image_ids)
 
     def predict(self, images: ImageBatch, vocabulary: Vocabulary) -> MaskProposals:

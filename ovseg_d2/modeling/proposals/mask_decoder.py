@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ovseg_d2.modeling.layers.attention import MLP, ResidualAttention, ResidualFFN
 from ovseg_d2.modeling.layers.position_encoding import SinePositionEncoding
-from ovseg_d2.structures import MaskProposals
+from ovseg_d2.structures import MaskProposals, TextClasses
 
 
 class DecoderLayer(nn.Module):
@@ -57,7 +57,7 @@ class MaskedAttentionDecoder(nn.Module):
         in_dim: int,
         dim: int,
         mask_dim: int,
-        num_classes: int,
+        class_head: nn.Module,
         num_queries: int,
         num_heads: int,
         ffn_dim: int,
@@ -69,7 +69,7 @@ class MaskedAttentionDecoder(nn.Module):
         """
         Args:
             in_dim: channels of the feature maps; projected to ``dim`` if they differ or ``enforce_input_proj`` is set.
-            num_classes: K, without "no object".
+            class_head: queries, masks, per-pixel features and classes -> class logits (``class_heads.py``).
             num_scales: feature maps, which the layers use in turn.
         """
         super().__init__()
@@ -85,18 +85,21 @@ class MaskedAttentionDecoder(nn.Module):
         )
         self.position_encoding = SinePositionEncoding(dim=dim)
         self.decoder_norm = nn.LayerNorm(dim)
-        self.class_embed = nn.Linear(dim, num_classes + 1)
+        self.class_embed = class_head  # so it is called in public checkpoints
         self.mask_embed = MLP(in_dim=dim, hidden_dim=dim, out_dim=mask_dim, num_layers=3)
         if project:
             for conv in self.input_proj:
                 nn.init.kaiming_uniform_(conv.weight, a=1)
                 nn.init.zeros_(conv.bias)
 
-    def forward(self, multi_scale: Sequence[Tensor], mask_features: Tensor) -> MaskProposals:
+    def forward(
+        self, multi_scale: Sequence[Tensor], mask_features: Tensor, text: TextClasses | None = None
+    ) -> MaskProposals:
         """
         Args:
             multi_scale: ``num_scales`` maps (N, in_dim, h_i, w_i), coarsest first.
             mask_features: (N, mask_dim, h, w).
+            text: classes for a class head that needs them.
 
         Returns:
             The last layer's proposals; ``aux`` holds those of the initial queries and of all earlier layers.
@@ -111,17 +114,18 @@ class MaskedAttentionDecoder(nn.Module):
         n = mask_features.shape[0]
         x = self.query_feat.weight.expand(n, -1, -1)
         x_pos = self.query_embed.weight.expand(n, -1, -1)
-        predictions = [self._predict(x, mask_features)]
+        predictions = [self._predict(x, mask_features, text)]
         for i, layer in enumerate(self.layers):
             scale = i % len(memories)
             blocked = unblock_empty_rows(blocked_positions(predictions[-1].mask_logits, sizes[scale]))
             x = layer(x, x_pos, memories[scale], memories_with_pos[scale], blocked)
-            predictions.append(self._predict(x, mask_features))
+            predictions.append(self._predict(x, mask_features, text))
         *aux, last = predictions
         last.aux = aux
         return last
 
-    def _predict(self, x: Tensor, mask_features: Tensor) -> MaskProposals:
+    def _predict(self, x: Tensor, mask_features: Tensor, text: TextClasses | None) -> MaskProposals:
         queries = self.decoder_norm(x)
         mask_logits = torch.einsum("nqc,nchw->nqhw", self.mask_embed(queries), mask_features)
-        return MaskProposals(mask_logits=mask_logits, class_logits=self.class_embed(queries), query_embeds=queries)
+        class_logits = self.class_embed(queries, mask_logits, mask_features, text)
+        return MaskProposals(mask_logits=mask_logits, class_logits=class_logits, query_embeds=queries)

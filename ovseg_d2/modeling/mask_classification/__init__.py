@@ -1,0 +1,1 @@
+"""From masks to embeddings and from those to class scores."""

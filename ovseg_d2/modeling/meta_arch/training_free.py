@@ -1,0 +1,218 @@
+"""CLIP as it is: masks of any generator, or single pixels, named without any training.
+
+Masks: the proposals' crops (ZSSeg, arXiv 2112.14757, OVSeg 2210.04150, ZegFormer 2112.07910), or their embeddings from
+one pass over the image (mask pooling; mask tokens of a ViT, as in MAFT 2310.00240 before its tuning). Pixels: the dense
+embeddings of MaskCLIP (2112.01071), SCLIP (2312.01597) or ClearCLIP (2407.12442).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovseg_d2.modeling.clip.architectures import model_config
+from ovseg_d2.modeling.clip.image_encoder import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
+from ovseg_d2.modeling.clip.preprocess import resize_image_batch, resize_masks
+from ovseg_d2.modeling.mask_classification.crops import CropEncoder
+from ovseg_d2.modeling.mask_classification.ensemble import with_void
+from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
+from ovseg_d2.modeling.meta_arch.open_vocabulary import ClipSegmentor
+from ovseg_d2.modeling.proposals import build_mask_proposals
+from ovseg_d2.modeling.proposals.fcclip import FCCLIPProposals
+from ovseg_d2.modeling.text_classifier import averaged
+from ovseg_d2.structures import (
+    ImageBatch,
+    MaskProposals,
+    SegmentationTargets,
+    TextClasses,
+    Vocabulary,
+)
+
+CLASSIFY = ("crops", "masks", "dense")
+
+
+@META_ARCH_REGISTRY.register()
+class TrainingFree(ClipSegmentor):
+    """A frozen CLIP names masks or pixels; the temperature is its own logit scale."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        classify: str,
+        proposals: nn.Module | None = None,
+        crops: CropEncoder | None = None,
+        objectness: bool = True,
+        clip_resize: str = "none",
+        clip_input_size: int = 0,
+        **shared: Any,
+    ) -> None:
+        """
+        Args:
+            classify: "crops" (every mask is a picture), "masks" (one pass, embeddings of masks) or "dense" (no masks).
+            proposals: the mask generator; None with "dense".
+            crops: makes and embeds the pictures; only with "crops".
+            objectness: the generator's probability of "no object" counts, where it has one.
+            clip_resize, clip_input_size: CLIP's own copy of the image, see :func:`resized_size`; crops come from the
+                image as it is.
+            shared: see :class:`ClipSegmentor`.
+
+        Raises:
+            ValueError: ``classify`` is none of these, or "dense" for other results than semantic ones.
+        """
+        super().__init__(**shared)
+        if classify not in CLASSIFY:
+            raise ValueError(f"MODEL.OVSEG.TRAINING_FREE.CLASSIFY is {classify!r}; allowed are {', '.join(CLASSIFY)}")
+        if classify == "dense" and self.inference.tasks != {"semantic"}:
+            raise ValueError(
+                f"MODEL.OVSEG.TEST.TASKS is {sorted(self.inference.tasks)}, but MODEL.OVSEG.TRAINING_FREE.CLASSIFY "
+                "'dense' knows no objects; expected ['semantic']"
+            )
+        self.classify = classify
+        self.objectness = objectness
+        self.proposals = proposals
+        self.crops = crops
+        self.clip_resize, self.clip_input_size = clip_resize, clip_input_size
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (CLIP_PIXEL_MEAN, CLIP_PIXEL_STD))
+        # From the generator's normalisation to CLIP's.
+        self.register_buffer("to_clip_scale", self.pixel_std / std, persistent=False)
+        self.register_buffer("to_clip_shift", (self.pixel_mean - mean) / std, persistent=False)
+        self.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        ovseg = cfg.MODEL.OVSEG
+        classify = ovseg.TRAINING_FREE.CLASSIFY
+        if cfg.INPUT.FORMAT != "RGB":
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; CLIP expects RGB")
+        shared = cls.shared_from_config(cfg, **_visual_options(cfg))
+        return {
+            "classify": classify,
+            "proposals": None if classify == "dense" else build_mask_proposals(cfg, shared["clip"]),
+            "crops": CropEncoder.from_config(cfg) if classify == "crops" else None,
+            "objectness": ovseg.TRAINING_FREE.OBJECTNESS,
+            "clip_resize": ovseg.CLIP.RESIZE,
+            "clip_input_size": ovseg.CLIP.INPUT_SIZE,
+            **shared,
+        }
+
+    def losses(
+        self, images: ImageBatch, targets: Sequence[SegmentationTargets], vocabulary: Vocabulary | None
+    ) -> dict[str, Tensor]:
+        """
+        Raises:
+            ValueError: always, there is nothing to train.
+        """
+        raise ValueError("TrainingFree has nothing to train; evaluate it with --eval-only")
+
+    def predict(self, images: ImageBatch, vocabulary: Vocabulary) -> MaskProposals:
+        """The generator's masks with CLIP's class logits; for "dense" one mask a class, its pixels' probability."""
+        text = averaged(self.text(vocabulary))
+        if self.classify == "dense":
+            return self._dense(images, text)
+        if self.classify == "crops":
+            copy = self._clip_copy(images, resize="none")
+            proposals = self._propose(images, text)
+            embeds, valid = self.crops(self.clip.visual, copy, proposals)
+        else:
+            copy = self._clip_copy(images, resize=self.clip_resize)
+            features = self.clip.visual(copy.tensor)
+            proposals = self._propose(images, text)
+            embeds = self.clip.visual.encode_masks(features, self._masks_on(copy, images, proposals.mask_logits))
+            valid = proposals.valid
+        logits = cosine_logits(embeds, text, self.clip.scale())
+        void_probs = logits.new_zeros(logits.shape[:2])
+        if self.objectness and proposals.class_logits is not None:
+            void_probs = proposals.class_logits.float().softmax(-1)[..., -1]
+        if valid is not None:
+            void_probs = void_probs.masked_fill(~valid, 1.0)
+        return MaskProposals(mask_logits=proposals.mask_logits, class_logits=with_void(logits, void_probs), valid=valid)
+
+    def _propose(self, images: ImageBatch, text: TextClasses) -> MaskProposals:
+        features = None
+        if isinstance(self.proposals, FCCLIPProposals):
+            features = self.clip.visual(images.tensor)  # its masks are on the frame of what CLIP sees
+        return self.proposals(images, features, text)
+
+    def _dense(self, images: ImageBatch, text: TextClasses) -> MaskProposals:
+        copy = self._clip_copy(images, resize=self.clip_resize)
+        dense = self.clip.visual(copy.tensor).dense
+        logits = cosine_logits(dense.permute(0, 2, 3, 1), text, self.clip.scale()).permute(0, 3, 1, 2)
+        logits = F.interpolate(logits, size=copy.padded_size, mode="bilinear", align_corners=False)
+        logits = self._to_frame(logits, copy, images)
+        # Mask k is class k. Its logit is that of the probability, which inference thus finds again.
+        num_classes = len(text)
+        one_hot = torch.eye(num_classes, num_classes + 1, device=logits.device).log()
+        return MaskProposals(
+            mask_logits=logits.softmax(dim=1).logit(eps=1e-6), class_logits=one_hot.expand(len(images), -1, -1)
+        )
+
+    def _clip_copy(self, images: ImageBatch, *, resize: str) -> ImageBatch:
+        """The images as CLIP wants them: its normalisation, its size, a whole number of patches."""
+        normalised = ImageBatch(
+            tensor=images.tensor * self.to_clip_scale + self.to_clip_shift,
+            image_sizes=images.image_sizes,
+            image_ids=images.image_ids,
+        )
+        # No more padding than whole patches need: a transformer attends to it.
+        divisor = getattr(self.clip.visual, "patch_size", 32)
+        return resize_image_batch(normalised, resize=resize, input_size=self.clip_input_size, size_divisibility=divisor)
+
+    def _masks_on(self, copy: ImageBatch, images: ImageBatch, mask_logits: Tensor) -> Tensor:
+        """Mask probabilities (N, Q, H', W') on the frame of CLIP's copy."""
+        probs = F.interpolate(
+            mask_logits.float(), size=images.padded_size, mode="bilinear", align_corners=False
+        ).sigmoid()
+        return self._to_frame(probs, images, copy)
+
+    @staticmethod
+    def _to_frame(maps: Tensor, source: ImageBatch, target: ImageBatch) -> Tensor:
+        """Maps (N, C, H, W) on the padded images ``source``, on the same images as ``target`` has them."""
+        same_sizes = source.image_sizes == target.image_sizes
+        if same_sizes and source.padded_size == target.padded_size:
+            return maps
+        moved = [
+            resize_masks(one[:, :h, :w], size, target.padded_size)
+            for one, (h, w), size in zip(maps, source.image_sizes, target.image_sizes, strict=True)
+        ]
+        return torch.stack(moved)
+
+
+def _visual_options(cfg: CfgNode) -> dict[str, Any]:
+    """What the image encoder must compute, in the words of the tower that ``MODEL.OVSEG.CLIP.NAME`` has.
+
+    Raises:
+        ValueError: a last block that the tower does not have.
+    """
+    ovseg = cfg.MODEL.OVSEG
+    free = ovseg.TRAINING_FREE
+    vision = model_config(ovseg.CLIP.NAME)["vision_cfg"]
+    is_convnext = "convnext" in vision.get("timm_model_name", "")
+    is_resnet = isinstance(vision.get("layers"), list | tuple)
+    if is_convnext or is_resnet:
+        if free.CLASSIFY != "dense":
+            return {}
+        allowed = {"value": "value", "full": "attention"} if is_resnet else {"value": True, "full": True}
+        if free.LAST_BLOCK not in allowed:
+            raise ValueError(
+                f"MODEL.OVSEG.TRAINING_FREE.LAST_BLOCK is {free.LAST_BLOCK!r}; {ovseg.CLIP.NAME} has no transformer "
+                f"blocks, allowed are {', '.join(allowed)}"
+            )
+        return {"dense": allowed[free.LAST_BLOCK]}
+    if free.CLASSIFY == "dense":
+        return {"last_block": free.LAST_BLOCK}
+    if free.CLASSIFY == "masks":
+        start = free.START_LAYER if free.START_LAYER >= 0 else None
+        return {
+            "last_block": "none",
+            "mask_mode": free.MASK_MODE,
+            "start_layer": start,
+            **({"learn_mask_logit_scale": False} if free.MASK_MODE == "maskclippp" else {}),
+        }
+    return {"last_block": "none"}

@@ -1,0 +1,94 @@
+"""tools/export_proposals.py: masks into files, an interruption, and a run that starts from the files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from ovseg_d2.data.image_io import read_image
+from ovseg_d2.data.proposal_files import ProposalReader
+from ovseg_d2.engine.load_config import load_config
+from tests.engine.conftest import CONFIG, EXACT, ROOT
+from tests.helpers import randomise
+
+TOOL = [ROOT / "tools" / "export_proposals.py"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights of the tiny model of ``EXACT``."""
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    model = build_model(load_config(ROOT / CONFIG, [str(word) for pair in EXACT.items() for word in pair]))
+    torch.save(randomise(model).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(start, weights, tmp_path_factory):
+    """A folder with the masks of the validation pictures, and the export's own words."""
+    folder = tmp_path_factory.mktemp("masks")
+    done = start(TOOL, "--datasets", "ovshapes_val", "--output", folder, opts={"MODEL.WEIGHTS": weights})
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_files_and_recall(exported):
+    folder, output = exported
+    reader = ProposalReader(folder / "ovshapes_val.jsonl")
+    assert len(reader.image_ids) == 3 and reader.header["dataset"] == "ovshapes_val"
+    masks = [reader.masks(image_id, (64, 64)) for image_id in reader.image_ids]
+    assert all(0 < len(m) <= 20 and m.any(axis=(1, 2)).all() for m in masks)
+    line = json.loads((folder / "ovshapes_val.jsonl").read_text().splitlines()[1])
+    assert len(line["scores"]) == len(line["counts"]) and all(0 <= score <= 1 for score in line["scores"])
+    scores = json.loads((folder / "ovshapes_val.recall.json").read_text())
+    assert 0 < scores["mean_best_iou"] < 100 and "mean_best_iou_unseen" in scores and "mean_best_iou" in output
+
+
+def test_an_interrupted_export_goes_on(start, weights, exported, tmp_path):
+    whole = (exported[0] / "ovshapes_val.jsonl").read_bytes()
+    path = tmp_path / "ovshapes_val.jsonl"
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    flags = ("--datasets", "ovshapes_val", "--output", tmp_path, "--no-recall")
+    done = start(TOOL, *flags, opts={"MODEL.WEIGHTS": weights})
+    assert done.returncode == 0 and path.read_bytes() == whole, done.stderr
+
+    # Other weights would mix masks of two models in one file.
+    state = torch.load(weights, weights_only=True)
+    state["proposals.mask_decoder.query_feat.weight"] += 1
+    torch.save(state, tmp_path / "other.pth")
+    done = start(TOOL, *flags, opts={"MODEL.WEIGHTS": tmp_path / "other.pth"})
+    assert done.returncode == 2 and path.read_bytes() == whole
+    assert (
+        "error: " in done.stderr and "holds proposals of fingerprint" in done.stderr and "Traceback" not in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "opts", "message"),
+    [
+        (["--datasets", "ovshapes_vall"], {}, "dataset 'ovshapes_vall' is not registered; did you mean ovshapes_val"),
+        (["--datasets", "ovshapes_val"], {"MODEL.WEIGHTS": "absent.pth"}, "absent.pth does not exist"),
+    ],
+)
+def test_bad_arguments(start, tmp_path, flags, opts, message):
+    done = start(TOOL, *flags, "--output", tmp_path, opts=opts)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_masks_are_what_the_model_gives(exported, world, weights):
+    folder, _ = exported
+    reader = ProposalReader(folder / "ovshapes_val.jsonl")
+    model = build_model(load_config(ROOT / CONFIG, [str(word) for pair in EXACT.items() for word in pair])).eval()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    line = json.loads((folder / "ovshapes_val.jsonl").read_text().splitlines()[1])
+    image = read_image(str(world / "ovshapes" / "val" / line["file_name"]), "RGB")
+    with torch.no_grad():
+        images = model.preprocess([{"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))}])
+        logits = model.proposals(images).mask_logits
+    masks = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)[0] > 0
+    masks = masks[masks.flatten(1).any(1)].numpy()
+    found = reader.masks(line["image_id"], (64, 64))
+    assert found.shape == masks.shape and (found == masks).mean() > 0.999

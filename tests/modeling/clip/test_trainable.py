@@ -1,0 +1,170 @@
+"""Policies: exactly which parameters train."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer
+from timm.models.convnext import ConvNeXt
+from torch import nn
+
+from ovseg_d2.modeling.clip.convnext import ClipConvNeXt
+from ovseg_d2.modeling.clip.eva import ClipEva
+from ovseg_d2.modeling.clip.resnet import ClipResNet
+from ovseg_d2.modeling.clip.text_encoder import ClipTextEncoder
+from ovseg_d2.modeling.clip.trainable import apply_policy, policies_of, split_packed_weights, split_qkv
+from ovseg_d2.modeling.clip.vit import ClipViT
+from tests.helpers import randomise
+from tests.modeling.clip.test_vit import close
+from tests.modeling.clip.tiny_vit import LAYERS, eva_tower, random_images, vit_tower
+
+
+def text_encoder() -> ClipTextEncoder:
+    model = nn.Module()
+    model.text = TextTransformer(context_length=9, vocab_size=30, width=16, heads=2, layers=LAYERS, output_dim=8)
+    return ClipTextEncoder.from_open_clip(randomise(model)).eval()
+
+
+def convnext_encoder() -> ClipConvNeXt:
+    tower = TimmModel.__new__(TimmModel)
+    nn.Module.__init__(tower)
+    tower.trunk = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=0, drop_path_rate=0.1)
+    tower.head = nn.Sequential()
+    tower.head.add_module("proj", nn.Linear(16, 12))
+    return ClipConvNeXt(tower)
+
+
+def resnet_encoder() -> ClipResNet:
+    return ClipResNet(ModifiedResNet(layers=(1, 1, 1, 1), output_dim=16, heads=2, image_size=64, width=8))
+
+
+ENCODERS: dict[str, Callable[[], nn.Module]] = {
+    "vit": lambda: ClipViT(vit_tower(), mask_mode="maskclippp"),
+    "eva02": lambda: ClipEva(eva_tower()),
+    "eva01": lambda: ClipEva(eva_tower(rope=False)),
+    "text": text_encoder,
+    "resnet": resnet_encoder,
+    "convnext": convnext_encoder,
+}
+
+
+def in_blocks(*names: str, root: str = "tower.transformer.resblocks") -> set[str]:
+    return {f"{root}.{i}.{name}" for i in range(LAYERS) for name in names}
+
+
+def both(*names: str) -> list[str]:
+    return [f"{name}.{part}" for name in names for part in ("weight", "bias")]
+
+
+PACKED = ["attn.in_proj_weight", "attn.in_proj_bias"]
+SCALE = {"mask_logit_scale"}  # of the encoder, not of the tower
+CASES = {
+    ("vit", "frozen"): SCALE,
+    ("vit", "attention"): in_blocks(*PACKED, *both("attn.out_proj", "ln_1", "ln_2"))
+    | {"tower.ln_post.weight", "tower.ln_post.bias"}
+    | SCALE,
+    ("vit", "attention_in"): in_blocks("attn.in_proj_weight") | {"tower.positional_embedding"} | SCALE,
+    ("vit", "attention_qv"): in_blocks("attn.q_proj_weight", "attn.v_proj_weight") | SCALE,
+    ("vit", "projection"): {"tower.proj"} | SCALE,
+    ("eva02", "attention_in"): in_blocks("attn.q_proj.weight", "attn.v_proj.weight", root="tower.trunk.blocks")
+    | {"tower.trunk.pos_embed"},
+    ("eva02", "attention_qv"): in_blocks("attn.q_proj.weight", "attn.v_proj.weight", root="tower.trunk.blocks"),
+    ("eva01", "attention_in"): in_blocks("attn.qkv.weight", root="tower.trunk.blocks") | {"tower.trunk.pos_embed"},
+    ("eva01", "attention"): in_blocks(
+        "attn.qkv.weight", "attn.q_bias", "attn.v_bias", *both("attn.proj", "norm1", "norm2"), root="tower.trunk.blocks"
+    )
+    | {"tower.trunk.norm.weight", "tower.trunk.norm.bias"},
+    ("eva01", "projection"): {"tower.trunk.head.weight", "tower.trunk.head.bias"},
+    ("text", "frozen"): set(),
+    ("text", "attention_in"): in_blocks("attn.in_proj_weight", root="transformer.resblocks") | {"positional_embedding"},
+    ("text", "attention_qv"): in_blocks("attn.q_proj_weight", "attn.v_proj_weight", root="transformer.resblocks"),
+    ("text", "projection"): {"text_projection"},
+}
+
+
+@pytest.mark.parametrize(("name", "policy"), CASES)
+def test_exactly_these_train(name, policy):
+    encoder = ENCODERS[name]()
+    apply_policy(encoder, policy)
+    assert {key for key, p in encoder.named_parameters() if p.requires_grad} == CASES[name, policy]
+
+
+FROZEN_BY_TRUNK = {
+    "vit": ("tower.ln_post.", "tower.proj"),
+    "eva02": ("tower.trunk.norm.", "tower.trunk.head."),
+    "resnet": ("tower.attnpool.",),
+    "convnext": ("tower.trunk.head.", "tower.head."),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN_BY_TRUNK)
+def test_trunk_is_all_but_the_head(name):
+    encoder = ENCODERS[name]()
+    apply_policy(encoder, "trunk")
+    frozen = {key for key, p in encoder.named_parameters() if not p.requires_grad}
+    assert frozen == {key for key, _ in encoder.named_parameters() if key.startswith(FROZEN_BY_TRUNK[name])}
+    assert frozen
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_full_undoes_frozen(name):
+    encoder = ENCODERS[name]().train()
+    apply_policy(encoder, "frozen")
+    if name != "text":  # its tower has nothing that training changes
+        assert not any(module.training for module in encoder.tower.modules())
+        encoder.train()  # what a trainer calls must not wake a frozen tower
+        assert encoder.training and not any(module.training for module in encoder.tower.modules())
+    apply_policy(encoder, "full")
+    assert all(p.requires_grad for p in encoder.parameters())
+    assert all(module.training for module in encoder.modules())
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_unknown_policy_names_the_key_and_what_is_allowed(name):
+    encoder = ENCODERS[name]()
+    allowed = policies_of(getattr(encoder, "tower", encoder))
+    with pytest.raises(ValueError, match=f"MODEL.OVSEG.CLIP.TRAINABLE: 'attn' .*{', '.join(allowed)}$"):
+        apply_policy(encoder, "attn")
+    assert ("attention" in allowed) == (name in ("vit", "eva02", "eva01"))
+
+
+def test_unknown_tower():
+    with pytest.raises(ValueError, match="tower Linear"):
+        apply_policy(nn.Linear(2, 2), "full")
+
+
+@torch.no_grad()
+def test_split_projections_give_the_same_output_in_pytorchs_own_forward():
+    attn = randomise(nn.MultiheadAttention(8, 2, batch_first=True))
+    split, x = copy.deepcopy(attn), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    split_qkv(split)
+    split_qkv(split)  # a second time changes nothing
+    names = ["q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
+    assert sorted(dict(split.named_parameters())) == sorted(names)
+    close(split(x, x, x)[0], attn(x, x, x)[0], tolerance=1e-6)
+    split.train(), attn.train()
+    close(split(x, x, x)[0], attn(x, x, x)[0], tolerance=1e-6)
+
+
+def test_packed_weights_load_into_split_projections():
+    images, official = random_images(32, 32), vit_tower(seed=7)
+    encoder = ClipViT(vit_tower())
+    apply_policy(encoder, "attention_qv")
+    encoder.tower.load_state_dict(official.state_dict())
+    with torch.no_grad():
+        close(encoder(images).image_embeds, official(images))
+    packed = official.state_dict()
+    split = split_packed_weights(packed, encoder.tower.state_dict())
+    assert split.keys() == encoder.tower.state_dict().keys()
+    assert split_packed_weights(packed, packed).keys() == packed.keys()
+
+
+def test_only_queries_and_values_get_gradients():
+    encoder = ClipViT(vit_tower(), last_block="none")
+    apply_policy(encoder, "attention_qv")
+    encoder(random_images(32, 32)).image_embeds.square().sum().backward()
+    with_gradient = {name for name, p in encoder.named_parameters() if p.grad is not None and p.grad.any()}
+    assert with_gradient == in_blocks("attn.q_proj_weight", "attn.v_proj_weight")
