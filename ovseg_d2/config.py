@@ -34,7 +34,8 @@ def _add_model(model: Any) -> None:
     # ---- CLIP: any architecture and tag of open_clip, or the tiny ones of the package (OVShapes-RN, OVShapes-ViT)
     clip = ovseg.CLIP = CN()
     clip.NAME = "convnext_large_d_320"  # a name of open_clip, or the path of a JSON configuration
-    # A tag of open_clip, or a file (safetensors, .pt, OpenAI's TorchScript); "" only where MODEL.WEIGHTS holds CLIP too.
+    # A tag of open_clip, "ovshapes" for the tiny ones, or a file (safetensors, .pt, OpenAI's TorchScript); "" only
+    # where MODEL.WEIGHTS holds CLIP, too.
     clip.PRETRAINED = "laion2b_s29b_b131k_ft_soup"
     # How CLIP's own copy of the image is resized: "none", "short" (shorter side to INPUT_SIZE) or "square".
     clip.RESIZE = "none"
@@ -56,7 +57,8 @@ def _add_model(model: Any) -> None:
     # Masks from files (PrecomputedProposals): the folder that tools/export_proposals.py wrote, one file a dataset.
     prop.FILES = ""
     prop.RESIDUAL_MASK = True  # PrecomputedProposals: what no mask covers is one more mask
-    # What classifies the queries: "linear" for the classes of the training, "text" (FC-CLIP) for any, by CLIP's texts.
+    # What classifies the queries: "linear" for the classes of the training, "text" (FC-CLIP) for any, by CLIP's texts;
+    # "none" where something else does.
     prop.CLASS_HEAD = "linear"
     prop.NUM_QUERIES = 100
     prop.IN_FEATURES = ["res2", "res3", "res4", "res5"]

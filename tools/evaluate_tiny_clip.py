@@ -27,7 +27,7 @@ from ovseg_d2.data.datasets.ovshapes_captions import zero_shot_image
 from ovseg_d2.data.datasets.ovshapes_scene import NUM_THINGS, SHAPES
 from ovseg_d2.data.templates import get_templates
 from ovseg_d2.evaluation.results import write_json
-from ovseg_d2.modeling.clip.architectures import model_config, zoo_names
+from ovseg_d2.modeling.clip.architectures import zoo_names
 from ovseg_d2.modeling.clip.build import build_clip, clip_tokenizer, load_clip_pretrained
 from ovseg_d2.modeling.clip.clip import Clip
 from ovseg_d2.modeling.clip.preprocess import normalise_image
@@ -88,6 +88,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--templates", nargs="+", default=["vild"], metavar="SET", help="template sets or sentences (default: vild)"
     )
     parser.add_argument("--images", type=int, default=1000, help="pictures (default: %(default)s)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=128,
+        help="pixels a side of the pictures that CLIP sees (default: %(default)s; at 64, the size of the training "
+        "pictures, the smallest things are 10 pixels wide)",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
@@ -108,13 +115,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     clip.to(args.device).eval().requires_grad_(False)
-    images, labels = draw_images(args.images, model_config(args.name)["vision_cfg"]["image_size"], args.workers)
+    images, labels = draw_images(args.images, args.size, args.workers)
     scores = zero_shot_scores(guesses(clip, classifier.eval(), images), labels)
-    print(f"{source}\n{args.images} pictures, percent")
+    print(f"{source}\n{args.images} pictures of {args.size} x {args.size}, percent")
     for name, value in scores.items():
         print(f"  {name:12} {value:5.1f}")
     if args.json:
-        write_json(args.json, {"name": args.name, "weights": args.weights, "images": args.images, **scores})
+        settings = {"name": args.name, "weights": args.weights, "images": args.images, "size": args.size}
+        write_json(args.json, settings | scores)
     return 0
 
 

@@ -248,7 +248,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 def build_optimizers(model: nn.Module, *, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the inner matrices and kernels, AdamW for embeddings, the attention pool (large and few), and vectors."""
+    """Muon for the inner matrices and kernels, AdamW for embeddings, the attention pool (large) and vectors."""
     inner, outer, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
@@ -267,7 +267,7 @@ def _draw(index: int, kind: str, size: int) -> tuple[np.ndarray, list[int]]:
 
 
 def load_pool(folder: Path, kind: str, count: int, size: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (count, size, size, 3) uint8 and class ids (count, MAX_NAMES) int64, -1 for none; drawn if not on disk.
+    """Pictures (count, size, size, 3) uint8 and class ids (count, MAX_NAMES) int64 or -1; drawn if not on disk.
 
     Args:
         kind: "large" (one large thing each) or "mixed".

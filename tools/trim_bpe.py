@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+from itertools import pairwise
 from pathlib import Path
 
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
@@ -26,8 +27,8 @@ def pieces(tokenizer: SimpleTokenizer, words: list[str]) -> set[str]:
     for word in words:
         symbols = [*word[:-1], word[-1] + "</w>"]
         while len(symbols) > 1:
-            ranked = [(tokenizer.bpe_ranks.get(pair, -1), i) for i, pair in enumerate(zip(symbols, symbols[1:]))]
-            ranked = [entry for entry in ranked if entry[0] >= 0]
+            pairs = enumerate(pairwise(symbols))
+            ranked = [(tokenizer.bpe_ranks[pair], i) for i, pair in pairs if pair in tokenizer.bpe_ranks]
             if not ranked:
                 break
             _, i = min(ranked)

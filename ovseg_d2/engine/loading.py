@@ -44,7 +44,8 @@ def load_parts(model: nn.Module, cfg: CfgNode, *, strict: bool) -> None:
     given |= _load_clip(model, cfg, given)
     for _, match in files:
         if match.scope:
-            match.require_whole()
+            # A generator without classes can begin a training that learns them.
+            match.without(given if strict else given | _class_head(model)).require_whole()
         elif strict:
             match.without(given).require_whole()
         else:
@@ -58,6 +59,11 @@ def load_parts(model: nn.Module, cfg: CfgNode, *, strict: bool) -> None:
     for log_line, match in files:
         match.load(model)
         logger.info(f"{log_line}: {match.without(given).summary()}")
+
+
+def _class_head(model: nn.Module) -> set[str]:
+    """Names of the tensors that classify a generator's masks."""
+    return {name for name in model.state_dict() if name.startswith("proposals.mask_decoder.class_embed.")}
 
 
 def _read(model: nn.Module, cfg: CfgNode, key: str, path: str, scope: str) -> tuple[str, Match]:

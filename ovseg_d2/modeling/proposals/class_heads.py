@@ -17,7 +17,7 @@ from ovseg_d2.modeling.layers.mask_pooling import pool_binary
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
 from ovseg_d2.structures import TextClasses
 
-CLASS_HEADS = ("linear", "text")
+CLASS_HEADS = ("linear", "text", "none")
 
 
 class LinearClassHead(nn.Linear):
@@ -70,8 +70,8 @@ class TextClassHead(nn.Module):
         return cosine_logits(self.mlp(pooled + queries), text, scale, void_embed=self.void_embedding.weight)
 
 
-def build_class_head(cfg: CfgNode, clip: Clip | None) -> nn.Module:
-    """The head that ``MODEL.OVSEG.PROPOSALS.CLASS_HEAD`` names.
+def build_class_head(cfg: CfgNode, clip: Clip | None) -> nn.Module | None:
+    """The head that ``MODEL.OVSEG.PROPOSALS.CLASS_HEAD`` names; None for "none".
 
     Args:
         clip: of the model; None for models without, which cannot have "text".
@@ -84,6 +84,8 @@ def build_class_head(cfg: CfgNode, clip: Clip | None) -> nn.Module:
         raise ValueError(
             f"MODEL.OVSEG.PROPOSALS.CLASS_HEAD: got {prop.CLASS_HEAD!r}; allowed are {', '.join(CLASS_HEADS)}"
         )
+    if prop.CLASS_HEAD == "none":
+        return None
     if prop.CLASS_HEAD == "linear":
         return LinearClassHead(dim=prop.HIDDEN_DIM, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     if clip is None:

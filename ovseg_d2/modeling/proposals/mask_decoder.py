@@ -57,7 +57,7 @@ class MaskedAttentionDecoder(nn.Module):
         in_dim: int,
         dim: int,
         mask_dim: int,
-        class_head: nn.Module,
+        class_head: nn.Module | None,
         num_queries: int,
         num_heads: int,
         ffn_dim: int,
@@ -69,7 +69,8 @@ class MaskedAttentionDecoder(nn.Module):
         """
         Args:
             in_dim: channels of the feature maps; projected to ``dim`` if they differ or ``enforce_input_proj`` is set.
-            class_head: queries, masks, per-pixel features and classes -> class logits (``class_heads.py``).
+            class_head: queries, masks, per-pixel features and classes -> class logits (``class_heads.py``);
+                None for masks without classes.
             num_scales: feature maps, which the layers use in turn.
         """
         super().__init__()
@@ -127,5 +128,7 @@ class MaskedAttentionDecoder(nn.Module):
     def _predict(self, x: Tensor, mask_features: Tensor, text: TextClasses | None) -> MaskProposals:
         queries = self.decoder_norm(x)
         mask_logits = torch.einsum("nqc,nchw->nqhw", self.mask_embed(queries), mask_features)
-        class_logits = self.class_embed(queries, mask_logits, mask_features, text)
+        class_logits = None
+        if self.class_embed is not None:
+            class_logits = self.class_embed(queries, mask_logits, mask_features, text)
         return MaskProposals(mask_logits=mask_logits, class_logits=class_logits, query_embeds=queries)
