@@ -4,8 +4,8 @@
     python tools/pack_zoo.py --proposals output/ovshapes_proposals/model_final.pth
     python tools/pack_zoo.py                       # only write the sums of what is there anew
 
-Of a training's checkpoint only the mask generator is kept: CLIP has a file of its own. tools/pretrain_tiny_clip.py
---export writes the CLIPs.
+Of a checkpoint only the mask generator is kept, without its classifier: CLIP has a file of its own, and names
+are what each method learns anew. tools/pretrain_tiny_clip.py --export writes the CLIPs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ovseg_d2.checkpoint.io import read_state_dict
 
 ZOO = Path(__file__).resolve().parents[1] / "ovseg_d2" / "model_zoo"
 SCOPE = "proposals."
+CLASS_HEAD = "proposals.mask_decoder.class_embed."
 
 
 def main() -> None:
@@ -33,16 +34,18 @@ def main() -> None:
 
 
 def pack_proposals(source: Path, target: Path) -> None:
-    """Copy the tensors below ``proposals.`` of a checkpoint, floats as float16.
+    """Copy the tensors below ``proposals.`` of a checkpoint but those of the class head, floats as float16.
 
     Raises:
         ValueError: there are none.
     """
-    state = {k: v for k, v in read_state_dict(str(source)).items() if k.startswith(SCOPE)}
+    weights = read_state_dict(source)
+    state = {k: v for k, v in weights.items() if k.startswith(SCOPE) and not k.startswith(CLASS_HEAD)}
     if not state:
         raise ValueError(f"{source}: no tensor below {SCOPE!r}")
     halves = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
     save_file(halves, target, {"format": "pt"})
+    target.chmod(0o644)  # safetensors makes files that only their owner can read
     print(f"{target}: {len(halves)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -365,6 +365,7 @@ def export(model: nn.Module, path: Path, metadata: dict[str, object]) -> None:
     """Half-precision weights (batch-norm counters left out of the conversion) with a line of metadata."""
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_file({k: v.contiguous().cpu() for k, v in state.items()}, path, {k: str(v) for k, v in metadata.items()})
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 if __name__ == "__main__":
