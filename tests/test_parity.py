@@ -62,6 +62,18 @@ def test_exceptions(tmp_path):
     assert difference(1.0 + 1e-8, 1.0, rtol=1e-9, atol=0.0).ratio > 1
 
 
+def test_flipped_pixels_of_pictures():
+    """One pixel, in all its channels, of each picture; the others may differ as floats do."""
+    expected = torch.rand(2, 3, 4, 5)
+    got = expected + 1e-7
+    got[0, :, 1, 2], got[1, :, 3, 3] = 9.0, 9.0
+    limits = {"rtol": 1e-4, "atol": 5e-5}
+    assert difference(got, expected, **limits).ratio > 1
+    assert difference(got, expected, **limits, max_flipped=1).ratio <= 1
+    got[0, 0, 0, 0] = 9.0
+    assert difference(got, expected, **limits, max_flipped=1).ratio > 1
+
+
 def test_a_case_without_counterpart_is_no_success(tmp_path):
     make_case(tmp_path, {"x": torch.ones(1)})
     passed, line = check(tmp_path, tmp_path / "family/topic/a")
