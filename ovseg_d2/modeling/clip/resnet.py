@@ -14,12 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ovseg_d2.modeling.clip.image_encoder import ClipImageEncoder, check_option
+from ovseg_d2.modeling.clip.mask_bias import soft_mask_bias
 from ovseg_d2.modeling.layers.mask_pooling import downsample_masks
 from ovseg_d2.modeling.layers.position_embedding import MODES, resize_position_embedding
 from ovseg_d2.structures import ClipFeatures
-
-#: Added to the attention logits outside a mask (MaskCLIP++); the softmax then leaves nothing there.
-OUTSIDE = -100.0
 
 
 class ClipResNet(ClipImageEncoder):
@@ -48,7 +46,7 @@ class ClipResNet(ClipImageEncoder):
             dense: what :meth:`forward` computes for every position: "none"; "attention": the pooling with each position
                 as a query (DenseCLIP, MAFT); "value": each position sees only itself (MaskCLIP++).
             mask_pooling: "hard": positions outside are left out (FC-CLIP). "soft" (MaskCLIP++): where the mask is above
-                half its maximum, exp(s) times the mask is added to the logits, elsewhere :data:`OUTSIDE`.
+                half its maximum, exp(s) times the mask is added to the logits, elsewhere -100.
             mask_logit_scale: first value of s, one a head; only for "soft".
             learn_mask_logit_scale: whether s is a parameter.
             pos_mode, pos_align_corners: how the table of positions is resized. Bilinear without aligned corners:
@@ -123,9 +121,7 @@ class ClipResNet(ClipImageEncoder):
 
     def mask_bias(self, masks: Tensor) -> Tensor:
         """Masks (N, Q, h, w) in [0, 1] -> what "soft" pooling adds to the logits, (N, heads, Q, h * w)."""
-        masks = masks.flatten(2)[:, None]
-        bias = masks * self.mask_logit_scale.exp()[:, None, None]
-        return torch.where(masks > masks.amax(dim=-1, keepdim=True) / 2, bias, OUTSIDE)
+        return soft_mask_bias(masks, self.mask_logit_scale)
 
     def _attend(self, query: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """The pool's attention: queries (N, Q, C) to tokens (N, L, C) -> (N, Q, D); mask (N, heads or 1, Q, L)."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ovseg_d2.modeling.clip.clip import Clip
+from ovseg_d2.modeling.clip.trainable import split_packed_weights
 
 _VISUAL = "visual.tower."
 #: What open_clip's CLIP keeps of its text tower beside the image tower.
@@ -60,7 +61,7 @@ def load_clip_state_dict(clip: Clip, state_dict: Mapping[str, Tensor], source: s
     own = {name: own[name] for name in pretrained_names(clip)}
     if "logit_scale" in weights and weights["logit_scale"].numel() == 1:
         weights["logit_scale"] = weights["logit_scale"].reshape(own["logit_scale"].shape)
-    _split_packed(weights, own)
+    weights = split_packed_weights(weights, own)
 
     problems = []
     unequal = [name for name in own if name in weights and weights[name].shape != own[name].shape]
@@ -81,16 +82,6 @@ def load_clip_state_dict(clip: Clip, state_dict: Mapping[str, Tensor], source: s
     assert not any(tensor.is_meta for tensor in own.values()), "weights would be lost on the meta device"
     clip.load_state_dict(weights, strict=False)
     return len(weights)
-
-
-def _split_packed(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Where a policy of ``trainable.py`` has split an attention's input projection, split the file's, too."""
-    for name in own:
-        block, _, last = name.rpartition(".")
-        packed = f"{block}.in_proj_weight"
-        if last == "q_proj_weight" and packed in weights:
-            for part, weight in zip("qkv", weights.pop(packed).chunk(3), strict=True):
-                weights[f"{block}.{part}_proj_weight"] = weight
 
 
 def _open_clip_name(name: str) -> str:
