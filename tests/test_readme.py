@@ -80,7 +80,7 @@ from pathlib import Path
 from detectron2.modeling import build_model
 from ovseg_d2.engine.load_config import load_config
 import ovseg_d2.modeling
-model = build_model(load_config("configs/ovshapes/mask2former.yaml", ["MODEL.DEVICE", "cpu"]))
+model = build_model(load_config("configs/ovshapes/fcclip.yaml", ["MODEL.DEVICE", "cpu"]))
 path = Path("output/quickstart/training/model_final.pth")
 path.parent.mkdir(parents=True)
 torch.save({"model": model.state_dict()}, path)
