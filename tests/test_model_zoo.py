@@ -51,7 +51,7 @@ def test_clips_know_the_names(name, least):
     clip = build_clip(name).eval()
     load_clip_pretrained(clip, name, "ovshapes")
     examples = [zero_shot_image(i, 128) for i in range(40)]
-    images = torch.stack([torch.from_numpy(example.image).permute(2, 0, 1) for example in examples])
+    images = torch.stack([torch.tensor(example.image).permute(2, 0, 1) for example in examples])
     tokens = clip_tokenizer(name)([f"a photo of a {thing}." for thing in CLASS_NAMES[:NUM_THINGS]])
     with torch.no_grad():
         text = torch.nn.functional.normalize(clip.text(tokens), dim=-1)
