@@ -37,7 +37,8 @@ def _add_model(model: Any) -> None:
     # A tag of open_clip, "ovshapes" for the tiny ones, or a file (safetensors, .pt, OpenAI's TorchScript); "" only
     # where MODEL.WEIGHTS holds CLIP, too.
     clip.PRETRAINED = "laion2b_s29b_b131k_ft_soup"
-    # How CLIP's own copy of the image is resized: "none", "short" (shorter side to INPUT_SIZE) or "square".
+    # How CLIP's own copy of the image is resized: "none", "short" (shorter side to INPUT_SIZE), "square", or
+    # "padded_square" (MAFT: the padded batch is squeezed into a square).
     clip.RESIZE = "none"
     clip.INPUT_SIZE = 0
     clip.TRAINABLE = "frozen"  # a policy of modeling/clip/trainable.py
@@ -48,18 +49,48 @@ def _add_model(model: Any) -> None:
     text.TEMPLATES = ["vild"]  # sets of data/templates.py, or sentences with one "{}"
     text.CACHE_DIR = ""  # folder for encoded vocabularies of a frozen text encoder; "": in memory only
 
+    # ---- learned prompts: trained by the meta-architecture PromptTuning, used by FrozenCLIP
+    prompts = ovseg.PROMPTS = CN()
+    # The sentence around a name: "none", "zsseg" (arXiv 2112.14757) or "freeseg" (2303.17225), which has one a task. The
+    # templates of texts with prompts must be ["name"]. Mask prompts (OVSeg) are CROPS.MASK_PROMPTS.
+    prompts.KIND = "none"
+    prompts.PREFIX = 16  # vectors before the name
+    prompts.SUFFIX = 0  # vectors behind the name
+    # freeseg: vectors in front of the sentence, the same for all tasks, and the tasks' names.
+    prompts.TASK = 8
+    prompts.TASKS = ["semantic segmentation.", "instance segmentation.", "panoptic segmentation."]
+    # A checkpoint of PromptTuning or of the public models; of it nothing but the prompts (mask prompts, too) is taken.
+    prompts.WEIGHTS = ""
+    # PromptTuning: at most so many ground-truth masks an image, drawn at random in each iteration. The public code draws
+    # the same number of masks of every class instead; DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler helps here.
+    prompts.MASKS_PER_IMAGE = 8
+    # PromptTuning: share of a mask's box that a training crop shows, as in torchvision's RandomResizedCrop.
+    prompts.CROP_AREA = [0.08, 1.0]
+
     # ---- mask proposals: which generator, and the sizes of the Mask2Former one (Mask2Former paper, section 3)
     prop = ovseg.PROPOSALS = CN()
     prop.NAME = "Mask2FormerProposals"  # a name in MASK_PROPOSAL_REGISTRY
     # Checkpoint of the generator alone, loaded after MODEL.WEIGHTS; model_zoo://FILE for one of the package.
     prop.WEIGHTS = ""
     prop.TRAINABLE = "full"  # or class_head: the classifier of masks alone; or frozen
+    # FCCLIPProposals: an image tower of the generator's own, where it is not MODEL.OVSEG.CLIP's; as NAME and PRETRAINED
+    # there. Its images are normalised as all are, by MODEL.PIXEL_MEAN and PIXEL_STD.
+    prop.CLIP_NAME = ""
+    prop.CLIP_PRETRAINED = ""
     # Masks from files (PrecomputedProposals): the folder that tools/export_proposals.py wrote, one file a dataset.
     prop.FILES = ""
     prop.RESIDUAL_MASK = True  # PrecomputedProposals: what no mask covers is one more mask
-    # What classifies the queries: "linear" for the classes of the training, "text" (FC-CLIP) for any, by CLIP's texts;
-    # "none" where something else does.
+    # What classifies the queries: "linear" for the classes of the training; "text" (FC-CLIP) and "embed" (ZegFormer,
+    # ZSSeg, FreeSeg) for any, by CLIP's texts; "none" where something else does.
     prop.CLASS_HEAD = "linear"
+    # "embed": layers and width of the MLP from queries to CLIP's space; ZegFormer: 1, a linear layer.
+    prop.EMBED_LAYERS = 2
+    prop.EMBED_HIDDEN_DIM = 1024
+    prop.TEMPERATURE = 0.01  # "embed": of the cosines; not CLIP's own scale
+    prop.LEARN_TEMPERATURE = False  # "embed": True in ZegFormer, which starts from TEMPERATURE
+    prop.VOID_NORMALISED = True  # "embed": of the row of "no object"; False in ZegFormer, where its length counts
+    # Of the bilinear resizing of mask logits to the image; True in FreeSeg and MAFT.
+    prop.ALIGN_CORNERS = False
     prop.NUM_QUERIES = 100
     prop.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     prop.NUM_HEADS = 8
@@ -76,8 +107,12 @@ def _add_model(model: Any) -> None:
     prop.HIDDEN_DIM = 256
     prop.DEC_LAYERS = 9  # real layers: the public Mask2Former configs count the prediction before the first one too
     prop.DEC_FFN_DIM = 2048
+    prop.DEC_DROPOUT = 0.0  # MaskFormerProposals, whose public models have 0.1
     prop.PRE_NORM = False
     prop.ENFORCE_INPUT_PROJ = False
+    # FreeSegProposals: width and heads of the attention of pixel features to the texts.
+    prop.INTERACTION_DIM = 2048
+    prop.INTERACTION_HEADS = 8
 
     # ---- crops: masks as pictures of their own for a frozen CLIP (modeling/mask_classification/crops.py)
     crops = ovseg.CROPS = CN()
@@ -91,6 +126,7 @@ def _add_model(model: Any) -> None:
     crops.EXPAND = 1.0  # boxes grow by this factor
     crops.MATTING = False  # mask probabilities weigh the pixels, instead of 0 and 1
     crops.ALIGN_CORNERS = False  # of the bicubic resizing; True in FreeSeg
+    crops.MASK_PROMPTS = 0  # depth of mask prompts, for a ViT: OVSeg 3 (arXiv 2210.04150, section 3.3); 0: none
 
     # ---- training-free models: proposals of any generator, or pixels, classified by CLIP as it is
     free = ovseg.TRAINING_FREE = CN()
@@ -106,12 +142,39 @@ def _add_model(model: Any) -> None:
     free.START_LAYER = -1
     free.OBJECTNESS = True  # crops, masks: the generator's probability of "no object" counts, where it has one
 
-    # ---- ensemble of the generator's class probabilities Ap and CLIP's Ac (FC-CLIP, section 3.3)
+    # ---- ensemble of the generator's class probabilities Ap and CLIP's Ac
     ensemble = ovseg.ENSEMBLE = CN()
+    # FC-CLIP (section 3.3):
     ensemble.ALPHA = 0.4  # seen classes: Ap^(1-alpha) Ac^alpha
     ensemble.BETA = 0.8  # unseen classes: Ap^(1-beta) Ac^beta
     # Only the generator judges masks that are empty at the resolution of CLIP's features; True in public ResNet models.
     ensemble.VALID_MASKS_ONLY = False
+
+    # FrozenCLIP and MAFT: "none" (Ac alone, MAFT's Table 2 and its public code), "zsseg" (FreeSeg too), "ovseg",
+    # "zegformer", "zegformer_all", "zegformer_clip" or "maft" (equation 9), see mask_classification/host_ensemble.py.
+    ensemble.NAME = "none"
+    ensemble.LAMBDA = 0.7  # ZSSeg and FreeSeg: 0.8 for COCO-Stuff, 0.7 for VOC; ZegFormer: 2/3 always; OVSeg: 0.7
+    # [dataset, lambda]: other values for single test datasets. ZSSeg: VOC and PC-59 0.4, A-150 0.5, A-847 0.7.
+    ensemble.LAMBDA_OF = []
+    ensemble.CALIBRATE = 0.0  # subtracted from the scores of seen classes at the end (ZegFormer: 0.1 on COCO-Stuff)
+
+    # ---- frozen CLIPs that classify the masks of a trained generator (ZegFormer, ZSSeg, FreeSeg, OVSeg), and MAFT
+    host = ovseg.FROZEN_CLIP = CN()
+    # Of the texts that CLIP compares masks with; empty: TEXT.TEMPLATES, as the generator's classifier.
+    host.REGION_TEMPLATES = []
+    host.QUERY_PROMPTS = True  # learned prompts stand in the generator's texts, too; False: VOC in ZSSeg
+    # Targets of the generator, one kind an iteration: ["semantic"] (MAFT section 5.1) or FreeSeg's fusion training,
+    # ["semantic", "instance", "panoptic"], each with its task prompt if there are any.
+    host.TRAIN_TASKS = ["semantic"]
+
+    # ---- MAFT: the CLIP of a host becomes mask-aware (arXiv 2310.00240)
+    maft = ovseg.MAFT = CN()
+    maft.START_LAYER = (
+        8  # L, the first block with mask tokens, from 0; ViT-B/16: Table 4(e). The public code has 8 always
+    )
+    maft.LOSS = "smooth_l1"  # mask-aware loss: smooth_l1, l1, l2 or kl, Table 4(b)
+    maft.MASK_AWARE_WEIGHT = 1.0
+    maft.DISTILL_WEIGHT = 0.1  # lambda of the self-distillation loss: 0.1 in the public code, 1 in the paper; 0: off
 
     # ---- set criterion; CLASS, MASK and DICE weigh both the losses and the matching costs
     loss = ovseg.LOSS = CN()
@@ -119,6 +182,9 @@ def _add_model(model: Any) -> None:
     loss.MASK = 5.0
     loss.DICE = 5.0
     loss.NO_OBJECT = 0.1  # class weight of "no object"
+    # Masks are compared on sampled "points" (Mask2Former), or as a whole by "focal" loss (MaskFormer; ZegFormer and
+    # ZSSeg with CLASS 1, MASK 20, DICE 1, FreeSeg with DICE 5). Dice in both.
+    loss.MASK_LOSS = "points"
     loss.NUM_POINTS = 12544
     loss.OVERSAMPLE = 3.0
     loss.IMPORTANCE = 0.75
@@ -127,6 +193,9 @@ def _add_model(model: Any) -> None:
     # ---- inference
     test = ovseg.TEST = CN()
     test.TASKS = ["semantic"]  # any of semantic, panoptic, instance: what is computed and evaluated
+    # How masks become panoptic and instance results: "mask2former", or "freeseg", where both thresholds are 0.5, and
+    # the first one is for things only.
+    test.MERGE = "mask2former"
     test.OBJECT_MASK_THRESHOLD = 0.8
     test.OVERLAP_THRESHOLD = 0.8
     # Resize mask logits to the output size before instead of after semantic inference. Always so for panoptic

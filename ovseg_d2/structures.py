@@ -84,7 +84,7 @@ class ClipFeatures:
     """What a CLIP image encoder gives for N images.
 
     Attributes:
-        image_embeds: (N, D) global embeddings, not normalised.
+        image_embeds: (N, D) global embeddings, not normalised; None if the encoder was asked for masks only.
         dense: (N, D, h, w) embeddings of the positions, not normalised; None if the encoder was not asked for them.
         layers: intermediate maps (N, C, h', w') by name: ``res2``..``res5`` (ResNet, ConvNeXt; also ``stem``) or
             ``block0``, ``block1``, ... (ViT, patches only).
@@ -93,7 +93,7 @@ class ClipFeatures:
         grid: (h, w) of the last feature map.
     """
 
-    image_embeds: Tensor
+    image_embeds: Tensor | None
     dense: Tensor | None
     layers: dict[str, Tensor]
     tokens: Tensor | None = None
@@ -108,6 +108,7 @@ class ImageBatch:
         tensor: (N, 3, H, W) float.
         image_sizes: N pairs (height, width) before padding.
         image_ids: N ids that name the images; they key the random draws of the losses.
+        dataset_names: N names of the datasets that they are from, None where an input names none; empty if not known.
         proposal_masks: N tensors (Q_n, H, W) bool, masks that came with the images from a file, padded with False; None
             if none came.
     """
@@ -115,6 +116,7 @@ class ImageBatch:
     tensor: Tensor
     image_sizes: list[tuple[int, int]]
     image_ids: list[int | str]
+    dataset_names: list[str | None] = field(default_factory=list)
     proposal_masks: list[Tensor] | None = None
 
     def __len__(self) -> int:
@@ -150,6 +152,8 @@ class MaskProposals:
         class_logits: (N, Q, K + 1), the last column for "no object"; None for class-agnostic generators.
         valid: (N, Q) bool, False where a row only fills the batch; None when all are real.
         query_embeds: (N, Q, C) the decoder's queries; None for generators without.
+        class_probs: (N, Q, K + 1) scores of an ensemble, whose rows need not add up to one, where they stand in for
+            the softmax of ``class_logits``; None otherwise.
         aux: the same for earlier decoder layers (deep supervision), first layer first.
     """
 
@@ -157,6 +161,7 @@ class MaskProposals:
     class_logits: Tensor | None = None
     valid: Tensor | None = None
     query_embeds: Tensor | None = None
+    class_probs: Tensor | None = None
     aux: list[MaskProposals] = field(default_factory=list)
 
 

@@ -32,7 +32,18 @@ if __name__ == "__main__":  # run as a file: make "tests" importable, under the 
 
 RTOL, ATOL = 1e-4, 5e-5
 #: Files of tests/parity_families; each says in ``TOPICS`` which "family/topic" it runs.
-PARTS = ("mask2former", "evaluation", "clip_conv", "clip_vit", "clip_text", "fcclip", "crops")
+PARTS = (
+    "mask2former",
+    "evaluation",
+    "clip_conv",
+    "clip_vit",
+    "clip_text",
+    "fcclip",
+    "crops",
+    "maft_train",
+    "maft_freeseg",
+    "maft_panoptic",
+)
 
 
 class Unsupported(Exception):

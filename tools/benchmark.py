@@ -141,9 +141,9 @@ def mask2former(*, repeats: int, device: torch.device) -> Timings:
                 model(batch)
                 timings["total"].append(1e3 * (clock(device) - start))
         features = proposals(model.preprocess(batch))
-        class_logits = features.class_logits[0]
+        class_probs = features.class_logits[0].softmax(-1)
         mask_logits = F.interpolate(features.mask_logits, size=(512, 512), mode="bilinear")[0]
-        semantic = {"semantic inference": lambda: mask_inference.semantic_inference(class_logits, mask_logits)}
+        semantic = {"semantic inference": lambda: mask_inference.semantic_inference(class_probs, mask_logits)}
         timings |= in_turns(semantic, repeats=repeats, device=device)
     return timings
 

@@ -5,23 +5,23 @@ import torch
 
 from ovseg_d2.modeling.inference.mask_inference import (
     MaskInference,
-    bounding_boxes,
     instance_inference,
     panoptic_inference,
     semantic_inference,
 )
+from ovseg_d2.modeling.layers.boxes import bounding_boxes
 
 
 def logits_of(masks, height=20.0):
     return torch.where(torch.as_tensor(masks).bool(), height, -height)
 
 
-def class_logits_of(labels, num_classes, prob=0.9):
-    """Rows whose softmax gives ``prob`` to the label and shares the rest; the last column is "no object"."""
+def class_probs_of(labels, num_classes, prob=0.9):
+    """Rows that give ``prob`` to the label and share the rest; the last column is "no object"."""
     rest = (1 - prob) / num_classes
     probs = torch.full((len(labels), num_classes + 1), rest)
     probs[torch.arange(len(labels)), torch.tensor(labels)] = prob
-    return probs.log()
+    return probs
 
 
 LEFT = [[1, 1, 0, 0], [1, 1, 0, 0]]
@@ -32,7 +32,7 @@ IS_THING = torch.tensor([True, False, False])
 
 def panoptic(labels, masks, prob=0.9, object_mask_threshold=0.5, overlap_threshold=0.8):
     return panoptic_inference(
-        class_logits_of(labels, 3, prob),
+        class_probs_of(labels, 3, prob),
         logits_of(masks),
         is_thing=IS_THING,
         object_mask_threshold=object_mask_threshold,
@@ -41,7 +41,7 @@ def panoptic(labels, masks, prob=0.9, object_mask_threshold=0.5, overlap_thresho
 
 
 def test_semantic_is_the_sum_over_queries():
-    scores = semantic_inference(class_logits_of([0, 1], 3), logits_of([LEFT, RIGHT]))
+    scores = semantic_inference(class_probs_of([0, 1], 3), logits_of([LEFT, RIGHT]))
     expected = torch.full((3, 2, 4), 0.1 / 3)
     expected[0, :, :2] = 0.9
     expected[1, :, 2:] = 0.9
@@ -71,7 +71,7 @@ def test_panoptic_drops_weak_no_object_and_covered_queries():
     assert ids.eq(0).all() and segments == []
     # The first query wins its corner of the second one's mask, which keeps 3 of 4 pixels: below 0.8.
     ids, segments = panoptic_inference(
-        torch.cat([class_logits_of([0], 3, 0.95), class_logits_of([1], 3, 0.9)]),
+        torch.cat([class_probs_of([0], 3, 0.95), class_probs_of([1], 3, 0.9)]),
         logits_of([CORNER, RIGHT]),
         is_thing=IS_THING,
         object_mask_threshold=0.5,
@@ -82,7 +82,7 @@ def test_panoptic_drops_weak_no_object_and_covered_queries():
 
 def test_instance_scores_and_boxes():
     logits = torch.stack([logits_of(LEFT), torch.where(torch.tensor(CORNER).bool(), 1.0, -20.0)])
-    result = instance_inference(class_logits_of([0, 1], 3), logits, is_thing=IS_THING, top_k=6)
+    result = instance_inference(class_probs_of([0, 1], 3), logits, is_thing=IS_THING, top_k=6)
     assert result.pred_classes.tolist() == [0, 0] and result.image_size == (2, 4)
     sigmoid_of_one = torch.tensor(1.0).sigmoid()
     torch.testing.assert_close(result.scores, torch.tensor([0.9, 0.1 / 3 * sigmoid_of_one]), rtol=1e-4, atol=1e-5)
@@ -91,14 +91,14 @@ def test_instance_scores_and_boxes():
 
 
 def test_instance_with_fewer_pairs_than_asked_and_without_things():
-    result = instance_inference(torch.randn(2, 4), torch.randn(2, 3, 3), is_thing=torch.zeros(3).bool(), top_k=100)
+    result = instance_inference(torch.rand(2, 4), torch.randn(2, 3, 3), is_thing=torch.zeros(3).bool(), top_k=100)
     assert len(result) == 0
 
 
 def test_empty_masks_have_zero_boxes_and_scores():
     assert bounding_boxes(torch.zeros(2, 3, 4, dtype=torch.bool)).tolist() == [[0, 0, 0, 0]] * 2
     result = instance_inference(
-        class_logits_of([0], 3), torch.full((1, 3, 3), -5.0), is_thing=torch.ones(3).bool(), top_k=1
+        class_probs_of([0], 3), torch.full((1, 3, 3), -5.0), is_thing=torch.ones(3).bool(), top_k=1
     )
     assert result.scores.tolist() == [0]
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from ovseg_d2.modeling.losses.matcher import HungarianMatcher, pairwise_costs
+from ovseg_d2.modeling.losses.mask_losses import PointMaskLoss, pairwise_cross_entropy, pairwise_dice
+from ovseg_d2.modeling.losses.matcher import HungarianMatcher
 from ovseg_d2.modeling.losses.set_criterion import SetCriterion
 from ovseg_d2.structures import MaskProposals, SegmentationTargets
 from tests.parity_families.mask2former import RecordedDraws
@@ -15,9 +16,7 @@ def make_criterion(num_classes=4, **kwargs):
         "mask_weight": 5.0,
         "dice_weight": 5.0,
         "no_object_weight": 0.1,
-        "num_points": 16,
-        "oversample_ratio": 3.0,
-        "importance_ratio": 0.75,
+        "mask_loss": PointMaskLoss(num_points=16),
     }
     return SetCriterion(**(arguments | kwargs))
 
@@ -49,17 +48,24 @@ def make_targets(counts, num_classes=4, size=(28, 36), seed=0):
 
 def test_pairwise_costs_equal_their_definition():
     torch.manual_seed(0)
-    class_logits, logits = torch.randn(3, 5), torch.randn(3, 8)
-    class_ids, targets = torch.tensor([1, 3]), torch.rand(2, 8)
-    costs = pairwise_costs(class_logits, logits, class_ids, targets)
+    logits, targets = torch.randn(3, 8), torch.rand(2, 8)
+    cross_entropy, dice = pairwise_cross_entropy(logits, targets), pairwise_dice(logits.sigmoid(), targets)
     for q in range(3):
         for m in range(2):
             bce = torch.nn.functional.binary_cross_entropy_with_logits(logits[q], targets[m])
             p = logits[q].sigmoid()
-            dice = 1 - (2 * (p * targets[m]).sum() + 1) / (p.sum() + targets[m].sum() + 1)
-            torch.testing.assert_close(costs.mask_cost[q, m], bce)
-            torch.testing.assert_close(costs.dice_cost[q, m], dice)
-            torch.testing.assert_close(costs.class_cost[q, m], -class_logits[q].softmax(-1)[class_ids[m]])
+            expected = 1 - (2 * (p * targets[m]).sum() + 1) / (p.sum() + targets[m].sum() + 1)
+            torch.testing.assert_close(cross_entropy[q, m], bce)
+            torch.testing.assert_close(dice[q, m], expected)
+
+
+def test_class_cost_is_the_negative_probability():
+    proposals, targets = make_proposals(aux=0), make_targets([3, 1])
+    criterion = make_criterion()
+    costs = criterion.matcher.costs(proposals, targets, criterion.sampler.start([0, 1], torch.device("cpu")))
+    for i, target in enumerate(targets):
+        for m, class_id in enumerate(target.class_ids):
+            torch.testing.assert_close(costs[i].class_cost[:, m], -proposals.class_logits[i].softmax(-1)[:, class_id])
 
 
 def test_perfect_predictions_are_matched_and_cost_little():
@@ -71,7 +77,7 @@ def test_perfect_predictions_are_matched_and_cost_little():
     class_logits = torch.full((1, 3, 5), -20.0)
     class_logits[0, torch.arange(3), targets[0].class_ids[order]] = 20.0
     proposals = MaskProposals(class_logits=class_logits, mask_logits=logits[None])
-    criterion = make_criterion(num_points=400)
+    criterion = make_criterion(mask_loss=PointMaskLoss(num_points=400))
     queries, matched = criterion.matcher(proposals, targets, criterion.sampler.start([0], logits.device))[0]
     assert queries.tolist() == [0, 1, 2] and matched.tolist() == order.tolist()
     good = criterion(proposals, targets, [0])
@@ -118,7 +124,9 @@ def test_diverged_predictions_give_a_nan_loss_and_no_crash():
 
 
 def test_matcher_uses_one_set_of_points_an_image():
-    matcher = HungarianMatcher(class_weight=1.0, mask_weight=1.0, dice_weight=1.0, num_points=6)
+    matcher = HungarianMatcher(
+        class_weight=1.0, mask_weight=1.0, dice_weight=1.0, mask_loss=PointMaskLoss(num_points=6)
+    )
     draws = RecordedDraws([torch.rand(1, 6, 2), torch.rand(1, 6, 2)])
     matcher(make_proposals(), make_targets([1, 2]), draws)
     assert not draws.draws

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.timm_model import TimmModel
 from timm.models.convnext import ConvNeXt
 from torch import Tensor
@@ -144,6 +144,21 @@ def maft_resnet(case: Case) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def ipclip_resnet(case: Case) -> dict[str, Any]:
+    """The pool alone: what comes before it was given."""
+    ctor, feature = case.meta["ctor"], case.inputs["feature"]
+    tower = ModifiedResNet(layers=[1, 1, 1, 1], output_dim=1, heads=1, image_size=32, width=2)
+    tower.attnpool = AttentionPool2d(**ctor)
+    tower.attnpool.load_state_dict(case.params)
+    encoder = ClipResNet(tower, mask_pooling="maft", pos_mode="bicubic", pos_align_corners=True).eval()
+    features = ClipFeatures(image_embeds=None, dense=None, layers={"res5": feature}, grid=tuple(feature.shape[-2:]))
+    return {
+        "embeds": encoder.encode_masks(features, case.inputs["masks"]),
+        "embed_nomask": encoder.pool(encoder.tokens(feature)),
+    }
+
+
 def maskclippp_inputs(case: Case) -> tuple[ImageBatch, list[Tensor]]:
     """The batch that the encoder sees, and each image's masks on its frame."""
     cfg = case.meta["class_cfg"]
@@ -243,6 +258,7 @@ TOPICS = {
     "fcclip/rn_backbone": fcclip_resnet,
     "denseclip/clip_resnet_features": denseclip_resnet,
     "maft/clip_resnet": maft_resnet,
+    "maft/ipclip_rn50_paperspec": ipclip_resnet,
     "maskclippp/mask_avg_pool": mask_avg_pool,
     "maskclippp/attn_pool": attn_pool,
 }

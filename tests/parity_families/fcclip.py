@@ -19,8 +19,10 @@ from ovseg_d2.modeling.inference.mask_inference import (
     semantic_inference,
 )
 from ovseg_d2.modeling.layers.mask_pooling import pool_binary
+from ovseg_d2.modeling.losses.mask_losses import PointMaskLoss
 from ovseg_d2.modeling.losses.set_criterion import SetCriterion
 from ovseg_d2.modeling.mask_classification import ensemble
+from ovseg_d2.modeling.mask_classification.host_ensemble import HostEnsemble, calibrated
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
 from ovseg_d2.modeling.meta_arch.fcclip import FCCLIP
 from ovseg_d2.modeling.proposals.class_heads import TextClassHead
@@ -136,9 +138,7 @@ def fcclip_ensemble(case: Case) -> dict[str, Any]:
             mask_weight=5.0,
             dice_weight=5.0,
             no_object_weight=0.1,
-            num_points=32,
-            oversample_ratio=3.0,
-            importance_ratio=0.75,
+            mask_loss=PointMaskLoss(num_points=32),
         ),
         ensemble_alpha=ctor["alpha"],
         ensemble_beta=ctor["beta"],
@@ -178,30 +178,20 @@ def fcclip_ensemble(case: Case) -> dict[str, Any]:
     }
 
 
-def exponents(case: Case) -> tuple[float, float]:
-    """alpha and beta of ZSSeg, FreeSeg and OVSeg."""
-    weight = case.meta["lambda"]
-    if weight == 0:  # so the public codes name the use of CLIP alone
-        return 1.0, 1.0
-    return (weight if case.topic.endswith("ovseg") else 1 - weight), weight
-
-
 @torch.no_grad()
 def crop_ensemble(case: Case) -> dict[str, Any]:
     """ZSSeg, FreeSeg and OVSeg: an empty proposal is the generator's alone, or dropped where CLIP decides alone."""
     x = case.inputs
-    num_classes = x["mask_cls_logits"].shape[-1] - 1
+    proposal_logits = x["mask_cls_logits"]
+    num_classes = proposal_logits.shape[-1] - 1
     seen = x["seen_flag"].bool() if "seen_flag" in x else torch.zeros(num_classes, dtype=torch.bool)
-    alpha, beta = exponents(case)
-    proposal_probs = x["mask_cls_logits"].softmax(-1)[:, :-1]
-    clip_probs = x["clip_logits"][:, :-1].softmax(-1)
-    valid = torch.ones(len(clip_probs), dtype=torch.bool)
-    valid[case.meta["empty_proposals"]] = False
-    clip_probs[~valid] = 1.0
-    probs = ensemble.geometric_ensemble(proposal_probs, clip_probs, seen, alpha=alpha, beta=beta)
-    if case.meta["lambda"] == 0:
-        probs = probs * valid[:, None]
-    return {"sem_seg": torch.einsum("qk,qhw->khw", probs, x["mask_logits"].sigmoid())}
+    valid = torch.ones(1, len(proposal_logits), dtype=torch.bool)
+    valid[0, case.meta["empty_proposals"]] = False
+    name = "ovseg" if case.topic.endswith("ovseg") else "zsseg"
+    probs = HostEnsemble(name=name, weight=case.meta["lambda"])(
+        x["clip_logits"][None, :, :-1], seen, proposal_logits=proposal_logits[None], valid=valid
+    )
+    return {"sem_seg": torch.einsum("qk,qhw->khw", probs[0], x["mask_logits"].sigmoid())}
 
 
 @torch.no_grad()
@@ -209,15 +199,8 @@ def zegformer_ensemble(case: Case) -> dict[str, Any]:
     x, meta = case.inputs, case.meta
     seen = torch.zeros(meta["C"], dtype=torch.bool)
     seen[meta["seen"]] = True
-    void_logits = x["pred_logits"][..., -1:]
-    clip_probs = torch.cat([x["clip_logits"], void_logits], dim=-1).softmax(-1)[..., :-1]
-    probs = clip_probs
-    if meta["ENSEMBLING"] or meta["ENSEMBLING_ALL_CLS"]:
-        alpha = 2 / 3
-        if meta["ENSEMBLING"]:
-            alpha, clip_probs = 1 / 3, ensemble.averaged_over_seen(clip_probs, seen)
-        proposal_probs = x["pred_logits"].softmax(-1)[..., :-1]
-        probs = ensemble.geometric_ensemble(proposal_probs, clip_probs, seen, alpha=alpha, beta=2 / 3)
+    name = "zegformer" if meta["ENSEMBLING"] else "zegformer_all" if meta["ENSEMBLING_ALL_CLS"] else "zegformer_clip"
+    probs = HostEnsemble(name=name)(x["clip_logits"], seen, proposal_logits=x["pred_logits"])
     divisor = meta["size_divisibility"]
     padded = [-(-max(sizes) // divisor) * divisor for sizes in zip(*meta["image_sizes"], strict=True)]
     masks = F.interpolate(x["pred_mask_logits"], size=padded, mode="bilinear", align_corners=False).sigmoid()
@@ -225,7 +208,7 @@ def zegformer_ensemble(case: Case) -> dict[str, Any]:
     for i, (image_size, output_size) in enumerate(zip(meta["image_sizes"], meta["output_sizes"], strict=True)):
         sem_seg = torch.einsum("qk,qhw->khw", probs[i], masks[i])
         sem_seg = crop_and_resize(sem_seg, image_size=tuple(image_size), output_size=tuple(output_size))
-        outputs[f"sem_seg_{i}"] = sem_seg - max(meta["GZERO_CALIBRATE"], 0.0) * seen[:, None, None]
+        outputs[f"sem_seg_{i}"] = calibrated(sem_seg, seen, max(meta["GZERO_CALIBRATE"], 0.0))
     return outputs
 
 
@@ -264,11 +247,11 @@ def maskclippp_ensemble(case: Case) -> dict[str, Any]:
             f"with_void_{i}": final,
             f"with_void_noensemble_{i}": ensemble.with_void(logits, void_probs),
             f"resized_masks_{i}": masks,
-            f"sem_seg_{i}": semantic_inference(final, mask_logits),
-            f"sem_seg_novoid_{i}": semantic_inference(no_void, mask_logits),
+            f"sem_seg_{i}": semantic_inference(final.softmax(-1), mask_logits),
+            f"sem_seg_novoid_{i}": semantic_inference(no_void.softmax(-1), mask_logits),
         }
         outputs[f"panoptic_{i}"], segments = panoptic_inference(
-            final,
+            final.softmax(-1),
             mask_logits,
             is_thing=is_thing,
             object_mask_threshold=cfg["object_mask_threshold"],
@@ -276,7 +259,11 @@ def maskclippp_ensemble(case: Case) -> dict[str, Any]:
         )
         outputs["segments_info"].append(segments)
         instances = instance_inference(
-            final, mask_logits, is_thing=is_thing, top_k=cfg["topk"], boxes_from_masks=cfg["instance_box_on"]
+            final.softmax(-1),
+            mask_logits,
+            is_thing=is_thing,
+            top_k=cfg["topk"],
+            boxes_from_masks=cfg["instance_box_on"],
         )
         outputs |= {
             f"inst_scores_{i}": instances.scores,

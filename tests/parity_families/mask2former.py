@@ -20,6 +20,7 @@ from ovseg_d2.modeling.inference.mask_inference import MaskInference
 from ovseg_d2.modeling.layers.ms_deform_attn import MSDeformAttn, deformable_sampling
 from ovseg_d2.modeling.layers.point_sampling import sample_points, uncertain_points
 from ovseg_d2.modeling.layers.position_encoding import SinePositionEncoding
+from ovseg_d2.modeling.losses.mask_losses import PointMaskLoss
 from ovseg_d2.modeling.losses.matcher import HungarianMatcher
 from ovseg_d2.modeling.losses.set_criterion import SetCriterion
 from ovseg_d2.modeling.meta_arch.mask2former import Mask2Former
@@ -203,7 +204,7 @@ def matcher(case: Case) -> dict[str, Any]:
         class_weight=ctor["cost_class"],
         mask_weight=ctor["cost_mask"],
         dice_weight=ctor["cost_dice"],
-        num_points=ctor["num_points"],
+        mask_loss=PointMaskLoss(num_points=ctor["num_points"]),
     )
     proposals = MaskProposals(class_logits=case.inputs["pred_logits"], mask_logits=case.inputs["pred_masks"])
     targets, points = recorded_targets(case), case.indexed("point_coords_{}")
@@ -221,21 +222,24 @@ def matcher(case: Case) -> dict[str, Any]:
 def criterion(case: Case) -> dict[str, Any]:
     ctor = case.meta["constructor"]
     weights = ctor["weights"]
+    mask_loss = PointMaskLoss(
+        num_points=ctor["num_points"],
+        oversample_ratio=ctor["oversample_ratio"],
+        importance_ratio=ctor["importance_sample_ratio"],
+    )
     module = SetCriterion(
         num_classes=ctor["num_classes"],
         class_weight=weights["loss_ce"],
         mask_weight=weights["loss_mask"],
         dice_weight=weights["loss_dice"],
         no_object_weight=ctor["eos_coef"],
-        num_points=ctor["num_points"],
-        oversample_ratio=ctor["oversample_ratio"],
-        importance_ratio=ctor["importance_sample_ratio"],
+        mask_loss=mask_loss,
         sampler=RecordedDraws(case.indexed("rand_{:02d}")),
     )
     matches: list[Any] = []
     module.matcher.register_forward_hook(lambda _module, _args, output: matches.append(output))
     points: list[Tensor] = []
-    module.loss_points = recording(module.loss_points, points)
+    mask_loss.loss_points = recording(mask_loss.loss_points, points)
 
     names = ["final"]
     while f"aux_{len(names) - 1}/pred_logits" in case.inputs:
@@ -319,9 +323,7 @@ def inference(case: Case) -> dict[str, Any]:
             mask_weight=5.0,
             dice_weight=5.0,
             no_object_weight=0.1,
-            num_points=32,
-            oversample_ratio=3.0,
-            importance_ratio=0.75,
+            mask_loss=PointMaskLoss(num_points=32),
         ),
         pixel_mean=ctor["pixel_mean"],
         pixel_std=ctor["pixel_std"],

@@ -76,6 +76,19 @@ def model_config(name: str) -> dict[str, Any]:
     return deepcopy(open_clip.get_model_config(builtin_name(name)))
 
 
+def tower_kind(name: str) -> str:
+    """Of the image tower that a name stands for: "resnet" (CLIP's own), "convnext", "eva" or "vit".
+
+    Raises:
+        ValueError: see :func:`model_config`.
+    """
+    vision = model_config(name)["vision_cfg"]
+    trunk = vision.get("timm_model_name", "")
+    if isinstance(vision.get("layers"), list | tuple):
+        return "resnet"
+    return next((kind for kind in ("convnext", "eva") if kind in trunk), "vit")
+
+
 def nearest(name: str, known: Iterable[str], count: int = 6) -> list[str]:
     """The known names that look most like ``name``."""
     by_lower = {candidate.lower(): candidate for candidate in known}

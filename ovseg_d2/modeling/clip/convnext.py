@@ -45,7 +45,7 @@ class ClipConvNeXt(ClipImageEncoder):
             shapes[f"res{i + 2}"] = ShapeSpec(channels=stage["num_chs"], stride=stage["reduction"])
         return shapes
 
-    def forward(self, images: Tensor) -> ClipFeatures:
+    def forward(self, images: Tensor, *, masks_only: bool = False) -> ClipFeatures:
         trunk = self.tower.trunk
         recompute = self.use_checkpoint and torch.is_grad_enabled()
         x = trunk.stem(images)
@@ -55,13 +55,16 @@ class ClipConvNeXt(ClipImageEncoder):
             for block in stage.blocks:
                 x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
             layers[f"res{i + 2}"] = x
+        grid = (x.shape[-2], x.shape[-1])
+        if masks_only:
+            return ClipFeatures(image_embeds=None, dense=None, layers=layers, grid=grid)
         last = trunk.norm_pre(x)
         dense = self.project(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.dense else None
         return ClipFeatures(
             image_embeds=self.project(last.mean(dim=(-2, -1))),
             dense=dense,
             layers=layers,
-            grid=(last.shape[-2], last.shape[-1]),
+            grid=grid,
         )
 
     def encode_masks(self, features: ClipFeatures, masks: Tensor, *, from_logits: bool = False) -> Tensor:

@@ -93,12 +93,14 @@ class ClipEva(ClipTokenEncoder):
     def blocks(self) -> Sequence[nn.Module]:
         return self.tower.trunk.blocks
 
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def embed(self, images: Tensor, prompts: Any = None) -> tuple[Tensor, tuple[int, int]]:
         trunk = self.tower.trunk
         # Not through patch_embed, which insists on the size that it was built for.
         patches = trunk.patch_embed.proj(images)
         grid = (patches.shape[2], patches.shape[3])
         patches = trunk.patch_embed.norm(patches.flatten(2).transpose(1, 2))
+        if prompts is not None:
+            patches = prompts.start(patches)
         class_token = trunk.cls_token.to(patches.dtype).expand(len(patches), -1, -1)
         pos = resize_position_embedding(
             trunk.pos_embed, grid, mode=self.pos_mode, align_corners=self.pos_align_corners

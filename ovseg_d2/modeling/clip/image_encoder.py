@@ -31,10 +31,12 @@ class ClipImageEncoder(nn.Module, ABC):
         self.use_checkpoint = use_checkpoint
 
     def train(self, mode: bool = True) -> ClipImageEncoder:
-        """As in PyTorch, but a frozen tower stays as in evaluation: no stochastic depth, no moving statistics."""
+        """As in PyTorch, but what is frozen stays as in evaluation: no stochastic depth, no moving statistics."""
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.tower.parameters()):
-            self.tower.eval()
+        for module in self.tower.modules():
+            own = [parameter.requires_grad for parameter in module.parameters()]
+            if own and not any(own):
+                module.eval()
         return self
 
     @property
@@ -47,10 +49,12 @@ class ClipImageEncoder(nn.Module, ABC):
         """Channels and stride of each of ``ClipFeatures.layers``."""
 
     @abstractmethod
-    def forward(self, images: Tensor) -> ClipFeatures:
+    def forward(self, images: Tensor, *, masks_only: bool = False) -> ClipFeatures:
         """
         Args:
             images: (N, 3, H, W) normalised with :data:`CLIP_PIXEL_MEAN` and :data:`CLIP_PIXEL_STD`, of any size.
+            masks_only: compute what :meth:`encode_masks` needs, and no more: ``image_embeds`` and ``dense`` are None,
+                and of ``layers`` there are those that were passed on the way.
         """
 
     @abstractmethod

@@ -68,11 +68,12 @@ def attend_masked(
     Returns:
         (N, heads, Q, C).
     """
-    if own is not None:
-        num_masks = query.shape[2]
-        eye = torch.eye(num_masks, dtype=torch.bool, device=bias.device)
-        own_bias = torch.zeros(num_masks, num_masks, dtype=bias.dtype, device=bias.device)
-        own_bias = own_bias.masked_fill(~eye, float("-inf")).expand(*bias.shape[:2], -1, -1)
-        key, value = torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
-        bias = torch.cat([own_bias, bias], dim=3)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+    if own is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+    # Written out, with one more column of logits: among the keys of all tokens, the tokens' own would each be hidden
+    # from all but one, which costs time and memory quadratic in Q.
+    own_key, own_value = own
+    query = query * query.shape[-1] ** -0.5
+    own_logits = (query * own_key).sum(dim=-1, keepdim=True)
+    weights = torch.cat([own_logits, query @ key.mT + bias], dim=-1).softmax(dim=-1).to(value.dtype)
+    return weights[..., :1] * own_value + weights[..., 1:] @ value

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ovseg_d2.data.templates import get_templates
+from ovseg_d2.modeling.clip.build import clip_tokenizer
+from ovseg_d2.modeling.clip.clip import Clip
 from ovseg_d2.modeling.clip.text_encoder import ClipTextEncoder
 
 #: Standard deviation of CLIP's own token embeddings, which CoOp, MaPLe and IVLP start from too.
 INIT_STD = 0.02
+
+KINDS = ("none", "zsseg", "freeseg")
 
 
 class LearnableContexts(nn.Module):
@@ -116,12 +122,18 @@ class SentencePrompts(nn.Module):
         super().__init__()
         self.prefix_prompt = nn.Parameter(INIT_STD * torch.randn(prefix, dim))
         self.suffix_prompt = nn.Parameter(INIT_STD * torch.randn(suffix, dim)) if suffix else None
-        self.task_prompt = nn.Parameter(INIT_STD * torch.randn(task_prompts, dim)) if task_prompts else None
+        self.task_prompt = nn.Parameter(torch.empty(task_prompts, dim)) if task_prompts else None
+        if self.task_prompt is not None:
+            nn.init.kaiming_uniform_(self.task_prompt, a=2)  # FreeSeg's
         self.full_stop = full_stop
         self.task_tokens = tuple(tuple(tokens) for tokens in task_tokens) or ((),)
 
     def forward(self, encoder: ClipTextEncoder, tokens: Tensor, *, class_ids: Tensor | None = None) -> Tensor:
-        """(B, L) int64 tokens -> (P, B, D) embeddings, not normalised; P tasks, one if there are none."""
+        """(B, L) int64 tokens -> (P, B, D) embeddings, not normalised; P tasks, one if there are none.
+
+        The public FreeSeg remembers features of frozen prompts by the class's name alone, so that all tasks get those
+        of the first one; here each has its own.
+        """
         ends = tokens.argmax(dim=1)
         start, stop, end = encoder.token_embedding(tokens.new_tensor([tokens[0, 0], self.full_stop, tokens[0].max()]))
         tail = [stop[None], end[None]]
@@ -146,3 +158,62 @@ def _sentences(head: Tensor, words: Tensor, num_words: Tensor, tail: Tensor) -> 
     skipped = words.shape[1] - num_words[:, None]
     source = torch.where(place < len(head) + num_words[:, None], place, place + skipped).clamp(max=parts.shape[1] - 1)
     return parts.gather(1, source[..., None].expand(-1, -1, parts.shape[2])), last
+
+
+def build_sentence_prompts(cfg: CfgNode, clip: Clip) -> SentencePrompts | None:
+    """The prompts that ``MODEL.OVSEG.PROMPTS`` describes; None if it asks for none.
+
+    They are the sentence, so the templates of the texts that they stand in must be the name alone, ``["name"]``: those
+    that CLIP compares masks with, and with ``FROZEN_CLIP.QUERY_PROMPTS`` those of the generator's classifier.
+
+    Raises:
+        ValueError: no such kind, other templates, prompts that leave no place for a name, or a text tower that takes
+            none.
+    """
+    ovseg = cfg.MODEL.OVSEG
+    options = ovseg.PROMPTS
+    if options.KIND not in KINDS:
+        raise ValueError(f"MODEL.OVSEG.PROMPTS.KIND is {options.KIND!r}; allowed are {', '.join(KINDS)}")
+    if options.KIND == "none":
+        return None
+    host = ovseg.FROZEN_CLIP
+    templates = {"FROZEN_CLIP.REGION_TEMPLATES": host.REGION_TEMPLATES} if host.REGION_TEMPLATES else {}
+    if host.QUERY_PROMPTS or not host.REGION_TEMPLATES:
+        templates["TEXT.TEMPLATES"] = ovseg.TEXT.TEMPLATES
+    for key, names in templates.items():
+        if get_templates(names) != ("{}",):
+            raise ValueError(
+                f"MODEL.OVSEG.{key} is {list(names)}, but with MODEL.OVSEG.PROMPTS.KIND {options.KIND!r} the sentence "
+                "around a name is learned; expected ['name']"
+            )
+    if not clip.text.reads_eot:
+        raise ValueError(
+            f"MODEL.OVSEG.PROMPTS.KIND is {options.KIND!r}, which needs a causal text tower that reads EOT; that of "
+            f"{ovseg.CLIP.NAME} pools by {clip.text.pool_type!r}; expected 'none'"
+        )
+    with_tasks = options.KIND == "freeseg"
+    if with_tasks and not options.TASKS:
+        raise ValueError("MODEL.OVSEG.PROMPTS.TASKS is empty; KIND 'freeseg' expects the name of at least one task")
+    full_stop, *task_tokens = _word_tokens(ovseg.CLIP.NAME, [".", *(options.TASKS if with_tasks else ())])
+    num_task = options.TASK if with_tasks else 0
+    # SOT, a name of one token, the full stop and EOT are four.
+    length = max(map(len, task_tokens), default=0) + num_task + options.PREFIX + options.SUFFIX + 4
+    if length > clip.text.context_length:
+        raise ValueError(
+            f"MODEL.OVSEG.PROMPTS: a sentence has {length} tokens with a name of one; the text tower of "
+            f"{ovseg.CLIP.NAME} has {clip.text.context_length} places, lower PREFIX, SUFFIX or TASK"
+        )
+    return SentencePrompts(
+        dim=clip.text.width,
+        prefix=options.PREFIX,
+        suffix=options.SUFFIX,
+        full_stop=full_stop[0],
+        task_prompts=num_task,
+        task_tokens=task_tokens,
+    )
+
+
+def _word_tokens(clip_name: str, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without SOT and EOT."""
+    tokens = clip_tokenizer(clip_name)(list(texts))
+    return [row[1 : int(row.argmax())].tolist() for row in tokens.cpu()]

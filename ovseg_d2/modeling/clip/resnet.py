@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ovseg_d2.modeling.clip.image_encoder import ClipImageEncoder, check_option
-from ovseg_d2.modeling.clip.mask_bias import soft_mask_bias
+from ovseg_d2.modeling.clip.mask_bias import hard_mask_bias, soft_mask_bias
 from ovseg_d2.modeling.layers.mask_pooling import downsample_masks
 from ovseg_d2.modeling.layers.position_embedding import MODES, resize_position_embedding
 from ovseg_d2.structures import ClipFeatures
@@ -24,8 +24,8 @@ class ClipResNet(ClipImageEncoder):
     """Layers ``stem`` (stride 2) and ``res2`` to ``res5``.
 
     An image is pooled by attention: the query is the mean of all positions, keys and values are the mean and the
-    positions. For a region the query is the same, and keys and values are the positions inside its mask, without the
-    mean.
+    positions. For a region the query is the same, and keys and values are the positions inside its mask; in MAFT the
+    mean stays among them.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class ClipResNet(ClipImageEncoder):
             dense: what :meth:`forward` computes for every position: "none"; "attention": the pooling with each position
                 as a query (DenseCLIP, MAFT); "value": each position sees only itself (MaskCLIP++).
             mask_pooling: "hard": positions outside are left out (FC-CLIP). "soft" (MaskCLIP++): where the mask is above
-                half its maximum, exp(s) times the mask is added to the logits, elsewhere -100.
+                half its maximum, exp(s) times the mask is added to the logits, elsewhere -100. "maft": the mean and the
+                positions where the mask is at least 0.5 (section 5.5); an empty mask leaves the mean alone.
             mask_logit_scale: first value of s, one a head; only for "soft".
             learn_mask_logit_scale: whether s is a parameter.
             pos_mode, pos_align_corners: how the table of positions is resized. Bilinear without aligned corners:
@@ -54,7 +55,7 @@ class ClipResNet(ClipImageEncoder):
         """
         super().__init__(tower, use_checkpoint=use_checkpoint)
         check_option("dense", dense, ("none", "attention", "value"))
-        check_option("mask_pooling", mask_pooling, ("hard", "soft"))
+        check_option("mask_pooling", mask_pooling, ("hard", "soft", "maft"))
         check_option("pos_mode", pos_mode, MODES)
         self.dense = dense
         self.mask_pooling = mask_pooling
@@ -77,7 +78,7 @@ class ClipResNet(ClipImageEncoder):
             shapes[f"res{i + 2}"] = ShapeSpec(channels=width * 4 * 2**i, stride=4 * 2**i)
         return shapes
 
-    def forward(self, images: Tensor) -> ClipFeatures:
+    def forward(self, images: Tensor, *, masks_only: bool = False) -> ClipFeatures:
         tower = self.tower
         x = images
         for i in ("1", "2", "3"):
@@ -90,6 +91,9 @@ class ClipResNet(ClipImageEncoder):
                 x = self._run(block, x)
             layers[f"res{i + 2}"] = x
 
+        grid = (x.shape[-2], x.shape[-1])
+        if masks_only:
+            return ClipFeatures(image_embeds=None, dense=None, layers=layers, grid=grid)
         tokens = self.tokens(x)
         dense = None
         if self.dense == "attention":
@@ -97,21 +101,22 @@ class ClipResNet(ClipImageEncoder):
         elif self.dense == "value":
             dense = tower.attnpool.c_proj(tower.attnpool.v_proj(tokens[:, 1:]))
         return ClipFeatures(
-            image_embeds=self._attend(tokens[:, :1], tokens).squeeze(1),
-            dense=None if dense is None else dense.transpose(1, 2).unflatten(-1, x.shape[-2:]),
+            image_embeds=self.pool(tokens),
+            dense=None if dense is None else dense.transpose(1, 2).unflatten(-1, grid),
             layers=layers,
-            grid=(x.shape[-2], x.shape[-1]),
+            grid=grid,
         )
 
     def encode_masks(self, features: ClipFeatures, masks: Tensor, *, from_logits: bool = False) -> Tensor:
-        if self.mask_pooling == "soft":
+        tokens = self.tokens(features.layers["res5"])
+        keys = tokens if self.mask_pooling == "maft" else tokens[:, 1:]
+        if self.mask_pooling in ("soft", "maft"):
             allowed = self.mask_bias(downsample_masks(masks.sigmoid() if from_logits else masks, features.grid))
         else:
             inside = downsample_masks(masks if from_logits else masks - 0.5, features.grid).flatten(2) > 0
             # An empty mask sees the whole image: a softmax over nothing would be NaN, as it is in FC-CLIP.
             allowed = (inside | ~inside.any(dim=-1, keepdim=True))[:, None]
-        tokens = self.tokens(features.layers["res5"])
-        return self._attend(tokens[:, :1].expand(-1, masks.shape[1], -1), tokens[:, 1:], allowed)
+        return self._attend(tokens[:, :1].expand(-1, masks.shape[1], -1), keys, allowed)
 
     def tokens(self, last: Tensor) -> Tensor:
         """The last map (N, C, h, w) -> mean and positions (N, 1 + h * w, C), with their position embeddings."""
@@ -119,9 +124,17 @@ class ClipResNet(ClipImageEncoder):
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         return x + self.resize_pos(self.tower.attnpool.positional_embedding, tuple(last.shape[-2:])).to(x.dtype)
 
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The embeddings of whole images, (N, D), from :meth:`tokens`."""
+        return self._attend(tokens[:, :1], tokens).squeeze(1)
+
     def mask_bias(self, masks: Tensor) -> Tensor:
-        """Masks (N, Q, h, w) in [0, 1] -> what "soft" pooling adds to the logits, (N, heads, Q, h * w)."""
-        return soft_mask_bias(masks, self.mask_logit_scale)
+        """Masks (N, Q, h, w) in [0, 1] -> what "soft" pooling, (N, heads, Q, h * w), or "maft", (N, 1, Q, 1 + h * w),
+        adds to the logits."""
+        if self.mask_pooling == "soft":
+            return soft_mask_bias(masks, self.mask_logit_scale)
+        # All copies of the mean are the same in this only layer, so that one of them is every copy's own.
+        return F.pad(hard_mask_bias(masks), (1, 0))
 
     def _attend(self, query: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """The pool's attention: queries (N, Q, C) to tokens (N, L, C) -> (N, Q, D); mask (N, heads or 1, Q, L)."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -44,14 +45,15 @@ class TokenStates:
     """States of N images on their way through the blocks.
 
     Attributes:
-        last: (N, 1 + L, C) what leaves the last block, class token first; with prompts (N, 1 + P + L, C).
+        last: (N, 1 + L, C) what leaves the last block, class token first; with prompts (N, 1 + P + L, C). None if the
+            blocks that mask tokens enter were left out.
         dense: the same from the ``last_block`` variant; None if there is none.
         layers: the same after single blocks, by ``block{i}``.
         start: (N, 1 + L, C) what enters the first block with mask tokens; None if there is none.
         grid: (h, w), L = h * w.
     """
 
-    last: Tensor
+    last: Tensor | None
     dense: Tensor | None
     layers: dict[str, Tensor]
     start: Tensor | None
@@ -91,8 +93,8 @@ class ClipTokenEncoder(ClipImageEncoder):
             mask_logit_scale: first value of s, one a block with mask tokens and a head; only for "maskclippp".
             learn_mask_logit_scale: whether s is a parameter.
             pos_mode, pos_align_corners: how the position table is resized.
-            prompts: learned tokens between the class token and the patches: ``prompts.insert(i, tokens, num_patches)``
-                gives what enters block i, ``prompts.norm`` follows the last block.
+            prompts: learned tokens beside the patches, or in place of some, through the hooks of
+                :mod:`ovseg_d2.modeling.clip.image_prompts`.
             use_checkpoint: recompute activations in the backward pass.
 
         Raises:
@@ -137,7 +139,7 @@ class ClipTokenEncoder(ClipImageEncoder):
         """The transformer blocks, first to last."""
 
     @abstractmethod
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def embed(self, images: Tensor, prompts: Any = None) -> tuple[Tensor, tuple[int, int]]:
         """(N, 3, H, W) -> what enters the first block (N, 1 + h * w, C), class token first, and (h, w)."""
 
     @abstractmethod
@@ -168,36 +170,49 @@ class ClipTokenEncoder(ClipImageEncoder):
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {name: ShapeSpec(channels=self.width, stride=self.patch_size) for name in self.out_layers}
 
-    def forward(self, images: Tensor) -> ClipFeatures:
-        states = self.token_states(images)
+    def forward(self, images: Tensor, *, masks_only: bool = False, prompts: Any = None) -> ClipFeatures:
+        """As in :class:`ClipImageEncoder`.
+
+        Args:
+            prompts: for these images, in place of the encoder's own (see the constructor).
+
+        Raises:
+            ValueError: images smaller than a patch, or ``masks_only`` with ``mask_mode`` "none".
+        """
+        states = self.token_states(images, masks_only=masks_only, prompts=prompts)
         grid, dense = states.grid, None
         if states.dense is not None:
             dense = self._to_map(self.head(self._patches(states.dense, grid)), grid)
         return ClipFeatures(
-            image_embeds=self.head(states.last[:, :1])[:, 0],
+            image_embeds=None if states.last is None else self.head(states.last[:, :1])[:, 0],
             dense=dense,
             layers={name: self._to_map(self._patches(x, grid), grid) for name, x in states.layers.items()},
             tokens=states.start,
             grid=grid,
         )
 
-    def token_states(self, images: Tensor) -> TokenStates:
-        """Run the blocks over images (N, 3, H, W) of any size from one patch on.
+    def token_states(self, images: Tensor, *, masks_only: bool = False, prompts: Any = None) -> TokenStates:
+        """Run the blocks over images (N, 3, H, W) of any size from one patch on; ``masks_only``: those before masks.
 
         Raises:
-            ValueError: images smaller than a patch.
+            ValueError: see :meth:`forward`.
         """
+        if masks_only:
+            check_option("mask_mode", self.mask_mode, MASK_MODES)
         if min(images.shape[-2:]) < self.patch_size:
             raise ValueError(f"images of {tuple(images.shape[-2:])} pixels; CLIP's patches are {self.patch_size} wide")
-        x, grid = self.embed(images)
+        prompts = self.prompts if prompts is None else prompts
+        x, grid = self.embed(images, prompts)
         rotation = self.rotation(grid)
         layers: dict[str, Tensor] = {}
         start, entering = None, x
         for index in range(len(self.blocks)):
-            if self.prompts is not None:
-                x = self.prompts.insert(index, x, grid[0] * grid[1])
+            if prompts is not None:
+                x = prompts.insert(index, x, grid[0] * grid[1])
             if index == self.start_layer:
                 start = x
+                if masks_only:
+                    return TokenStates(last=None, dense=None, layers=layers, start=start, grid=grid)
             entering = x
             x = self._run(self._block, index, x, rotation)
             if f"block{index}" in self.out_layers:
@@ -205,8 +220,8 @@ class ClipTokenEncoder(ClipImageEncoder):
         dense = x if self.last_block == "full" else None
         if self.last_block not in ("none", "full"):
             dense = self._run(self._dense_block, len(self.blocks) - 1, entering, rotation)
-        if self.prompts is not None:
-            x, dense = (None if y is None else self.prompts.norm(y) for y in (x, dense))
+        if prompts is not None:
+            x, dense = (None if y is None else prompts.norm(y) for y in (x, dense))
         return TokenStates(last=x, dense=dense, layers=layers, start=start, grid=grid)
 
     def _block(self, index: int, x: Tensor, rotation: Tensor | None) -> Tensor:
@@ -237,8 +252,6 @@ class ClipTokenEncoder(ClipImageEncoder):
             ValueError: the encoder was built with ``mask_mode`` "none".
         """
         check_option("mask_mode", self.mask_mode, MASK_MODES)
-        if masks.shape[1] == 0:
-            return features.image_embeds.new_zeros(len(masks), 0, self.embed_dim)
         *_, (tokens, _) = self.mask_states(features, masks.sigmoid() if from_logits else masks)
         return self.head(tokens)
 

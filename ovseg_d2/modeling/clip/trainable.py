@@ -6,7 +6,10 @@
 * ``full``: everything;
 * ``trunk``: all but what turns features into embeddings (MAFT+; MaskCLIP++'s ``before_proj``);
 * ``attention``: attention and the norms of all blocks, and the last norm (MAFT's code; its paper trains the projection
-  and freezes the last norm);
+  and freezes the last norm); of a ResNet, the projections of its attention pool;
+* ``all_but_`` and units: everything else (MAFT, Table 4(d)): ``cls`` the class embedding, ``pos`` the position table,
+  ``mlp`` the feed-forward networks, ``conv`` the patch embedding or a ResNet's convolutions, ``proj`` the last
+  projection. ``all_but_cls_pos_mlp_conv`` is the paper's choice. A unit that a tower lacks changes nothing;
 * ``attention_in``: the attention's input projections and the position table (MaskCLIP++; of unfused projections, those
   of queries and values, as its code has it);
 * ``attention_qv``: the weights of queries and values alone (CAT-Seg, FGA-seg);
@@ -17,7 +20,7 @@ Policies speak of the tower. What an encoder has beside it (scales of masks, pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -31,6 +34,9 @@ from torch import Tensor, nn
 from ovseg_d2.modeling.clip.text_encoder import ClipTextEncoder
 
 Selection = Iterator[nn.Parameter]
+#: Of MAFT's Table 4(d), in its order.
+UNITS = ("cls", "pos", "mlp", "conv", "proj")
+_ALL_BUT = "all_but_"
 _PACKED_NAME = "in_proj_weight"
 _SPLIT_NAMES = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -43,16 +49,28 @@ def apply_policy(encoder: nn.Module, policy: str) -> None:
         policy: a name of the list above. ``attention_qv`` splits packed projections, see :func:`split_qkv`.
 
     Raises:
-        ValueError: a policy that does not exist, or not for this tower.
+        ValueError: a policy or a unit that does not exist, or not for this tower.
     """
     tower = getattr(encoder, "tower", encoder)
-    policies = policies_of(tower)
-    if policy not in policies:
+    policies, units = policies_of(tower), units_of(tower)
+    if policy.startswith(_ALL_BUT) and units is not None:
+        names = policy.removeprefix(_ALL_BUT).split("_")
+        unknown = [name for name in names if name not in UNITS]
+        if unknown:
+            raise ValueError(
+                f"MODEL.OVSEG.CLIP.TRAINABLE: {policy!r} has a unit {unknown[0]!r}; expected one or more of "
+                f"{', '.join(UNITS)}, joined by _"
+            )
+        frozen = {id(parameter) for name in names for parameter in units.get(name, ())}
+        trainable = {id(parameter) for parameter in tower.parameters()} - frozen
+    elif policy in policies:
+        trainable = {id(parameter) for parameter in policies[policy]()}
+    else:
+        more = () if units is None else (f"{_ALL_BUT}UNIT_UNIT... of the units {' '.join(UNITS)}",)
         raise ValueError(
             f"MODEL.OVSEG.CLIP.TRAINABLE: {policy!r} for a {type(encoder).__name__}; expected one of "
-            f"{', '.join(policies)}"
+            f"{', '.join((*policies, *more))}"
         )
-    trainable = {id(parameter) for parameter in policies[policy]()}
     for parameter in tower.parameters():
         parameter.requires_grad_(id(parameter) in trainable)
     # A tower that has become frozen goes to evaluation mode, one that trains again to its encoder's.
@@ -72,7 +90,11 @@ def policies_of(tower: nn.Module) -> dict[str, Callable[[], Selection]]:
     elif isinstance(tower, ClipTextEncoder):
         policies |= _text_policies(tower)
     elif isinstance(tower, ModifiedResNet):
-        policies["trunk"] = lambda: _all_but(tower, tower.attnpool)
+        pool = tower.attnpool
+        policies["trunk"] = lambda: _all_but(tower, pool)
+        policies["attention"] = lambda: (
+            p for m in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj) for p in m.parameters()
+        )
     elif isinstance(tower, TimmModel) and isinstance(trunk, ConvNeXt):
         policies["trunk"] = lambda: _all_but(tower, trunk.head, tower.head)
     elif isinstance(tower, TimmModel) and isinstance(trunk, Eva):
@@ -80,6 +102,39 @@ def policies_of(tower: nn.Module) -> dict[str, Callable[[], Selection]]:
     else:
         raise ValueError(f"no policies of MODEL.OVSEG.CLIP.TRAINABLE are known for a tower {type(tower).__name__}")
     return policies
+
+
+def units_of(tower: nn.Module) -> dict[str, list[nn.Parameter]] | None:
+    """The parameters of each of :data:`UNITS` that a tower has; None for a tower that MAFT does not speak of."""
+    trunk = getattr(tower, "trunk", None)
+    if isinstance(tower, VisionTransformer):
+        units: dict[str, Sequence[nn.Module | nn.Parameter]] = {
+            "cls": [tower.class_embedding],
+            "pos": [tower.positional_embedding],
+            "mlp": [block.mlp for block in tower.transformer.resblocks],
+            "conv": [tower.conv1],
+            "proj": [tower.proj],
+        }
+    elif isinstance(tower, TimmModel) and isinstance(trunk, Eva):
+        units = {
+            "cls": [trunk.cls_token],
+            "pos": [trunk.pos_embed],
+            "mlp": [block.mlp for block in trunk.blocks],
+            "conv": [trunk.patch_embed],
+            "proj": [trunk.head, tower.head],
+        }
+    elif isinstance(tower, ModifiedResNet):
+        units = {
+            "pos": [tower.attnpool.positional_embedding],
+            "conv": [module for module in tower.children() if module is not tower.attnpool],
+            "proj": [tower.attnpool.c_proj],
+        }
+    else:
+        return None
+    return {
+        name: [p for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())]
+        for name, parts in units.items()
+    }
 
 
 def _vit_policies(tower: VisionTransformer) -> dict[str, Callable[[], Selection]]:

@@ -62,11 +62,13 @@ class ClipViT(ClipTokenEncoder):
     def blocks(self) -> Sequence[nn.Module]:
         return self.tower.transformer.resblocks
 
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def embed(self, images: Tensor, prompts: Any = None) -> tuple[Tensor, tuple[int, int]]:
         tower = self.tower
         patches = tower.conv1(images)
         grid = (patches.shape[2], patches.shape[3])
         patches = patches.flatten(2).transpose(1, 2)
+        if prompts is not None:
+            patches = prompts.start(patches)
         class_token = tower.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         pos = resize_position_embedding(
             tower.positional_embedding, grid, mode=self.pos_mode, align_corners=self.pos_align_corners

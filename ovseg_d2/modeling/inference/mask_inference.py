@@ -1,5 +1,7 @@
-"""Class and mask logits of one image to semantic, panoptic and instance results (Mask2Former, arXiv 2112.01527, and
-MaskFormer, arXiv 2107.06278, section 3.4). Pure functions."""
+"""Class probabilities and mask logits of one image to semantic, panoptic and instance results. Pure functions.
+
+Mask2Former, arXiv 2112.01527, and MaskFormer, arXiv 2107.06278, section 3.4.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg_d2.modeling.layers.boxes import bounding_boxes
+from ovseg_d2.modeling.inference.freeseg_inference import freeseg_instance_inference, freeseg_panoptic_inference
+from ovseg_d2.modeling.inference.segments import numbered_segments, scored_instances
 
 
 def crop_and_resize(maps: Tensor, *, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
@@ -23,22 +26,21 @@ def crop_and_resize(maps: Tensor, *, image_size: tuple[int, int], output_size: t
     return F.interpolate(maps[None], size=output_size, mode="bilinear", align_corners=False)[0]
 
 
-def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+def semantic_inference(class_probs: Tensor, mask_logits: Tensor) -> Tensor:
     """Class scores of every pixel: the sum over queries of class probability times mask probability.
 
     Args:
-        class_logits: (Q, K + 1).
+        class_probs: (Q, K + 1), the last column for "no object".
         mask_logits: (Q, H, W).
 
     Returns:
         (K, H, W), not normalised.
     """
-    class_probs = class_logits.softmax(-1)[:, :-1]
-    return torch.einsum("qk,qhw->khw", class_probs, mask_logits.sigmoid())
+    return torch.einsum("qk,qhw->khw", class_probs[:, :-1], mask_logits.sigmoid())
 
 
 def panoptic_inference(
-    class_logits: Tensor,
+    class_probs: Tensor,
     mask_logits: Tensor,
     *,
     is_thing: Tensor,
@@ -48,7 +50,7 @@ def panoptic_inference(
     """Non-overlapping segments: each pixel goes to the query with the largest score times mask probability.
 
     Args:
-        class_logits: (Q, K + 1).
+        class_probs: (Q, K + 1), the last column for "no object".
         mask_logits: (Q, H, W).
         is_thing: (K,) bool.
         object_mask_threshold: queries whose class probability does not exceed it are dropped.
@@ -58,8 +60,8 @@ def panoptic_inference(
         Segment ids (H, W) int32, 0 where there is none, and for each segment a dict of ``id`` (from 1), ``isthing``,
         ``category_id`` in [0, K). Queries of one stuff class share a segment.
     """
-    num_classes = class_logits.shape[-1] - 1
-    scores, labels = class_logits.softmax(-1).max(-1)
+    num_classes = class_probs.shape[-1] - 1
+    scores, labels = class_probs.max(-1)
     keep = (labels != num_classes) & (scores > object_mask_threshold)
     scores, labels, mask_probs = scores[keep], labels[keep], mask_logits[keep].sigmoid()
     num_kept, h, w = mask_probs.shape
@@ -74,31 +76,17 @@ def panoptic_inference(
     accepted = (owned_area > 0) & (mask_area > 0) & (final_area > 0)
     accepted &= owned_area / mask_area.clamp(min=1) >= overlap_threshold
 
-    ids = [0] * num_kept
-    segments: list[dict[str, Any]] = []
-    stuff_ids: dict[int, int] = {}
-    things = is_thing.to(labels.device)[labels].tolist()
-    for i, (ok, label, thing) in enumerate(zip(accepted.tolist(), labels.tolist(), things, strict=True)):
-        if not ok:
-            continue
-        if not thing and label in stuff_ids:
-            ids[i] = stuff_ids[label]
-            continue
-        ids[i] = len(segments) + 1
-        if not thing:
-            stuff_ids[label] = ids[i]
-        segments.append({"id": ids[i], "isthing": thing, "category_id": label})
-    id_of_query = torch.tensor(ids, device=owner.device, dtype=torch.int32)
+    id_of_query, segments = numbered_segments(labels, accepted, is_thing)
     return torch.where(inside, id_of_query[owner], 0), segments
 
 
 def instance_inference(
-    class_logits: Tensor, mask_logits: Tensor, *, is_thing: Tensor, top_k: int, boxes_from_masks: bool = True
+    class_probs: Tensor, mask_logits: Tensor, *, is_thing: Tensor, top_k: int, boxes_from_masks: bool = True
 ) -> Instances:
     """The best pairs of query and class; a query can appear with several classes.
 
     Args:
-        class_logits: (Q, K + 1).
+        class_probs: (Q, K + 1), the last column for "no object".
         mask_logits: (Q, H, W).
         is_thing: (K,) bool; pairs with stuff classes count among the ``top_k`` and are dropped.
         top_k: pairs considered.
@@ -108,27 +96,15 @@ def instance_inference(
         ``pred_masks`` (n, H, W) bool, ``scores`` (n,) class probability times mean mask probability inside the mask,
         falling, ``pred_classes`` (n,) in [0, K), ``pred_boxes``.
     """
-    num_classes = class_logits.shape[-1] - 1
-    class_probs = class_logits.softmax(-1)[:, :-1].flatten()
-    scores, pairs = class_probs.topk(min(top_k, len(class_probs)))
+    num_classes = class_probs.shape[-1] - 1
+    pair_probs = class_probs[:, :-1].flatten()
+    scores, pairs = pair_probs.topk(min(top_k, len(pair_probs)))
     labels = pairs % num_classes
     things = is_thing.to(labels.device)[labels]
     scores, labels = scores[things], labels[things]
     # A query in several pairs is measured once.
     queries, rows = torch.unique(pairs[things] // num_classes, return_inverse=True)
-    mask_logits = mask_logits[queries]
-    masks = mask_logits > 0
-    mask_scores = (mask_logits.sigmoid() * masks).sum((1, 2)) / (masks.sum((1, 2)) + 1e-6)
-    scores, order = (scores * mask_scores[rows]).sort(descending=True, stable=True)
-    rows, labels = rows[order], labels[order]
-
-    boxes = bounding_boxes(masks) if boxes_from_masks else mask_scores.new_zeros(len(masks), 4)
-    result = Instances(tuple(mask_logits.shape[-2:]))
-    result.pred_masks = masks[rows]
-    result.pred_boxes = Boxes(boxes[rows])
-    result.scores = scores
-    result.pred_classes = labels
-    return result
+    return scored_instances(mask_logits[queries], rows, scores, labels, boxes_from_masks=boxes_from_masks)
 
 
 class MaskInference:
@@ -140,6 +116,7 @@ class MaskInference:
     """
 
     TASKS = ("semantic", "panoptic", "instance")
+    MERGES = ("mask2former", "freeseg")
 
     def __init__(
         self,
@@ -150,19 +127,29 @@ class MaskInference:
         postprocess_before_inference: bool,
         top_k: int,
         boxes_from_masks: bool,
+        align_corners: bool = False,
+        merge: str = "mask2former",
     ) -> None:
         """See the functions above.
 
+        Args:
+            align_corners: of the bilinear resizing of mask logits to the padded image.
+            merge: how masks become panoptic and instance results: "mask2former", by the functions above, or "freeseg".
+
         Raises:
-            ValueError: a task that does not exist, or none.
+            ValueError: a task or merge that does not exist, or no task.
         """
         unknown = sorted(set(tasks) - set(self.TASKS))
         if unknown or not tasks:
             raise ValueError(f"MODEL.OVSEG.TEST.TASKS: got {list(tasks)}; allowed are one or more of {self.TASKS}")
+        if merge not in self.MERGES:
+            raise ValueError(f"MODEL.OVSEG.TEST.MERGE is {merge!r}; allowed are {', '.join(self.MERGES)}")
         self.tasks = frozenset(tasks)
         self.object_mask_threshold, self.overlap_threshold = object_mask_threshold, overlap_threshold
         self.resize_first = postprocess_before_inference or bool(self.tasks & {"panoptic", "instance"})
         self.top_k, self.boxes_from_masks = top_k, boxes_from_masks
+        self.align_corners = align_corners
+        self.merge = merge
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MaskInference:
@@ -174,6 +161,8 @@ class MaskInference:
             postprocess_before_inference=test.POSTPROCESS_BEFORE_INFERENCE,
             top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
             boxes_from_masks=test.BOXES_FROM_MASKS,
+            align_corners=cfg.MODEL.OVSEG.PROPOSALS.ALIGN_CORNERS,
+            merge=test.MERGE,
         )
 
     def resize(
@@ -185,14 +174,16 @@ class MaskInference:
         output_size: tuple[int, int],
     ) -> Tensor:
         """Mask logits (Q, h, w) at the size that the results are formed at: the output's or the padded image's."""
-        mask_logits = F.interpolate(mask_logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
+        mask_logits = F.interpolate(
+            mask_logits[None], size=padded_size, mode="bilinear", align_corners=self.align_corners
+        )[0]
         if self.resize_first:
             mask_logits = crop_and_resize(mask_logits, image_size=image_size, output_size=output_size)
         return mask_logits
 
     def __call__(
         self,
-        class_logits: Tensor,
+        class_probs: Tensor,
         mask_logits: Tensor,
         *,
         is_thing: Tensor,
@@ -202,7 +193,7 @@ class MaskInference:
     ) -> dict[str, Any]:
         """
         Args:
-            class_logits: (Q, K + 1).
+            class_probs: (Q, K + 1), the last column for "no object"; rows need not add up to one.
             mask_logits: (Q, h, w) of the padded image.
             is_thing: (K,) bool.
             padded_size, image_size, output_size: (height, width) of the network's input with and without padding, and
@@ -212,26 +203,43 @@ class MaskInference:
             ``sem_seg`` (K, H, W), ``panoptic_seg`` (ids (H, W), segments), ``instances``: those of the tasks.
         """
         sizes = {"image_size": image_size, "output_size": output_size}
-        class_logits = class_logits.float()
+        class_probs = class_probs.float()
         mask_logits = self.resize(mask_logits.float(), padded_size=padded_size, **sizes)
         result: dict[str, Any] = {}
         if "semantic" in self.tasks:
-            sem_seg = semantic_inference(class_logits, mask_logits)
+            sem_seg = semantic_inference(class_probs, mask_logits)
             result["sem_seg"] = sem_seg if self.resize_first else crop_and_resize(sem_seg, **sizes)
         if "panoptic" in self.tasks:
-            result["panoptic_seg"] = panoptic_inference(
-                class_logits,
+            result["panoptic_seg"] = self._panoptic(class_probs, mask_logits, is_thing)
+        if "instance" in self.tasks:
+            result["instances"] = self._instances(class_probs, mask_logits, is_thing)
+        return result
+
+    def _panoptic(
+        self, class_probs: Tensor, mask_logits: Tensor, is_thing: Tensor
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        thresholds = {
+            "object_mask_threshold": self.object_mask_threshold,
+            "overlap_threshold": self.overlap_threshold,
+        }
+        if self.merge == "freeseg":
+            return freeseg_panoptic_inference(class_probs[:, :-1], mask_logits, is_thing=is_thing, **thresholds)
+        return panoptic_inference(class_probs, mask_logits, is_thing=is_thing, **thresholds)
+
+    def _instances(self, class_probs: Tensor, mask_logits: Tensor, is_thing: Tensor) -> Instances:
+        if self.merge == "freeseg":
+            return freeseg_instance_inference(
+                class_probs[:, :-1],
                 mask_logits,
                 is_thing=is_thing,
                 object_mask_threshold=self.object_mask_threshold,
                 overlap_threshold=self.overlap_threshold,
-            )
-        if "instance" in self.tasks:
-            result["instances"] = instance_inference(
-                class_logits,
-                mask_logits,
-                is_thing=is_thing,
-                top_k=self.top_k,
                 boxes_from_masks=self.boxes_from_masks,
             )
-        return result
+        return instance_inference(
+            class_probs,
+            mask_logits,
+            is_thing=is_thing,
+            top_k=self.top_k,
+            boxes_from_masks=self.boxes_from_masks,
+        )

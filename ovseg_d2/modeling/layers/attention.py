@@ -40,10 +40,12 @@ class ResidualAttention(nn.Module):
     Position encodings are added to queries and keys, never to values.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, pre_norm: bool = False) -> None:
+    def __init__(self, *, dim: int, num_heads: int, pre_norm: bool = False, dropout: float = 0.0) -> None:
+        """``dropout``: of the attention weights and of the update."""
         super().__init__()
-        self.attn = MultiheadAttention(dim, num_heads, batch_first=True)
+        self.attn = MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
         self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
         nn.init.xavier_uniform_(self.attn.out_proj.weight)
 
@@ -71,18 +73,20 @@ class ResidualAttention(nn.Module):
             update = self.attn(query, query, y, blocked=blocked)
         else:
             update = self.attn(query, memory_with_pos, memory, blocked=blocked)
-        x = x + update
+        x = x + self.dropout(update)
         return x if self.pre_norm else self.norm(x)
 
 
 class ResidualFFN(nn.Module):
     """Two linear layers with a ReLU between and a skip connection around."""
 
-    def __init__(self, *, dim: int, ffn_dim: int, pre_norm: bool = False) -> None:
+    def __init__(self, *, dim: int, ffn_dim: int, pre_norm: bool = False, dropout: float = 0.0) -> None:
+        """``dropout``: of the hidden layer and of the update."""
         super().__init__()
         self.linear1 = nn.Linear(dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, dim)
         self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
@@ -90,7 +94,7 @@ class ResidualFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, Q, C) -> (N, Q, C)."""
         y = self.norm(x) if self.pre_norm else x
-        x = x + self.linear2(F.relu(self.linear1(y)))
+        x = x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(y)))))
         return x if self.pre_norm else self.norm(x)
 
 

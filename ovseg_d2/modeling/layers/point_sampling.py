@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch.nn import functional as F
+
+from ovseg_d2.modeling.layers.step_counter import StepCounter
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
@@ -38,15 +39,11 @@ class PointSampler:
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
-        self._steps_without_storage = 0
+        self.step = StepCounter()
 
     def start(self, image_ids: Sequence[int | str], device: torch.device) -> UniformDraws:
-        """The draws of one step for these images; the iteration is the event storage's, where there is one."""
-        try:
-            iteration = get_event_storage().iter
-        except AssertionError:
-            iteration = self._steps_without_storage
-            self._steps_without_storage += 1
+        """The draws of one step for these images."""
+        iteration = self.step()
         generators = [
             torch.Generator(device).manual_seed(zlib.crc32(f"{self.seed}/{iteration}/{image_id}".encode()))
             for image_id in image_ids

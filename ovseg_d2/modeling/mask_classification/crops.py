@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from ovseg_d2.modeling.clip.image_encoder import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, ClipImageEncoder
+from ovseg_d2.modeling.clip.image_prompts import MaskPrompts
 from ovseg_d2.modeling.layers.boxes import bounding_boxes
 from ovseg_d2.structures import ImageBatch, MaskProposals
 
@@ -185,11 +186,19 @@ class CropEncoder(nn.Module):
         }
         return cls(**options)
 
-    def forward(self, visual: ClipImageEncoder, images: ImageBatch, proposals: MaskProposals) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        visual: ClipImageEncoder,
+        images: ImageBatch,
+        proposals: MaskProposals,
+        *,
+        mask_prompts: MaskPrompts | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             images: normalised with CLIP's mean and standard deviation.
             proposals: masks at any resolution.
+            mask_prompts: mask_crop: in place of the patches that a mask leaves out.
 
         Returns:
             Embeddings (N, Q, D), not normalised; valid (N, Q) bool. Rows that are not valid (only fill the batch; for
@@ -198,23 +207,79 @@ class CropEncoder(nn.Module):
         valid = proposals.valid
         if valid is None:
             valid = torch.ones(proposals.mask_logits.shape[:2], dtype=torch.bool, device=proposals.mask_logits.device)
-        encode = self._encode_boxes if self.style == "mask_crop" else self._encode_regions
-        rows = [encode(visual, images, proposals.mask_logits, i, valid[i]) for i in range(len(images))]
+        rows = []
+        for i in range(len(images)):
+            if self.style == "mask_crop":
+                rows.append(self._encode_boxes(visual, images, proposals.mask_logits, i, valid[i], mask_prompts))
+            else:
+                rows.append(self._encode_regions(visual, images, proposals.mask_logits, i, valid[i]))
         embeds, valid = (torch.stack(parts) for parts in zip(*rows, strict=True))
         return embeds, valid
+
+    def encode_boxes(
+        self,
+        visual: ClipImageEncoder,
+        image: Tensor,
+        masks: Tensor,
+        boxes: Tensor,
+        *,
+        weights: Tensor | None = None,
+        flipped: Tensor | None = None,
+        mask_prompts: MaskPrompts | None = None,
+    ) -> Tensor:
+        """Embed what boxes show of one image's masks (mask_crop).
+
+        Args:
+            image: (3, H, W) normalised, without padding.
+            masks: (V, H, W) bool.
+            boxes: (V, 4) x0, y0, x1, y1 in whole pixels, x1 and y1 just outside; none is empty.
+            weights: (V, H, W) in [0, 1], how much of the image stays; None: the masks.
+            flipped: (V,) bool, crops that are mirrored; None: none.
+            mask_prompts: in place of the patches that a mask leaves out.
+
+        Returns:
+            (V, D), not normalised.
+        """
+        weights = masks.float() if weights is None else weights
+        found = []
+        for rows in torch.arange(len(masks), device=image.device).split(self.chunk_size):
+            crops = masked_crops(
+                image,
+                weights[rows],
+                boxes[rows],
+                size=self.size,
+                fill=self.fill,
+                align_corners=self.align_corners,
+            )
+            crops = _mirrored(crops, flipped, rows)
+            if mask_prompts is None:
+                found.append(visual(crops).image_embeds)
+            else:
+                crop_masks = _mirrored(resized_masks(masks[rows].float(), boxes[rows], size=self.size), flipped, rows)
+                prompts = mask_prompts(crop_masks, visual.patch_size)
+                found.append(visual(crops, prompts=prompts).image_embeds)
+        return torch.cat(found) if found else torch.zeros(0, visual.embed_dim, device=image.device)
 
     def _encode_regions(
         self, visual: ClipImageEncoder, images: ImageBatch, mask_logits: Tensor, i: int, valid: Tensor
     ) -> tuple[Tensor, Tensor]:
         image, used = images.tensor[i : i + 1], valid.nonzero().flatten()
-        crops = (
-            region_images(image, mask_logits[i, rows][None].float(), style=self.style, size=self.size)[0]
+        found = [
+            visual(region_images(image, mask_logits[i, rows][None].float(), style=self.style, size=self.size)[0])
             for rows in used.split(self.chunk_size)
-        )
-        return self._embed(visual, crops, used, len(valid)), valid
+            if len(rows)
+        ]
+        embeds = torch.cat([features.image_embeds for features in found]) if found else None
+        return _spread(embeds, used, len(valid), visual.embed_dim), valid
 
     def _encode_boxes(
-        self, visual: ClipImageEncoder, images: ImageBatch, mask_logits: Tensor, i: int, valid: Tensor
+        self,
+        visual: ClipImageEncoder,
+        images: ImageBatch,
+        mask_logits: Tensor,
+        i: int,
+        valid: Tensor,
+        mask_prompts: MaskPrompts | None,
     ) -> tuple[Tensor, Tensor]:
         height, width = images.image_sizes[i]
         probs = F.interpolate(
@@ -223,26 +288,28 @@ class CropEncoder(nn.Module):
         masks = probs > self.threshold
         valid = valid & masks.flatten(1).any(dim=1)
         used = valid.nonzero().flatten()
-        boxes = expanded_boxes(bounding_boxes(masks), self.expand, (height, width))
-        weights = probs if self.matting else masks.float()
-        crops = (
-            masked_crops(
-                images.tensor[i, :, :height, :width],
-                weights[rows],
-                boxes[rows],
-                size=self.size,
-                fill=self.fill,
-                align_corners=self.align_corners,
-            )
-            for rows in used.split(self.chunk_size)
+        masks = masks[used]
+        embeds = self.encode_boxes(
+            visual,
+            images.tensor[i, :, :height, :width],
+            masks,
+            expanded_boxes(bounding_boxes(masks), self.expand, (height, width)),
+            weights=probs[used] if self.matting else None,
+            mask_prompts=mask_prompts,
         )
-        return self._embed(visual, crops, used, len(valid)), valid
+        return _spread(embeds, used, len(valid), visual.embed_dim), valid
 
-    @staticmethod
-    def _embed(visual: ClipImageEncoder, crops: Any, used: Tensor, total: int) -> Tensor:
-        """(total, D): the crops' embeddings in the rows ``used``, zeros elsewhere."""
-        found = [visual(pictures).image_embeds for pictures in crops if len(pictures)]
-        if not found:
-            return torch.zeros(total, visual.embed_dim, device=used.device)
-        embeds = torch.cat(found)
-        return embeds.new_zeros(total, embeds.shape[1]).index_copy(0, used, embeds)
+
+def _mirrored(maps: Tensor, flipped: Tensor | None, rows: Tensor) -> Tensor:
+    """Maps (n, ..., W) of the rows (n,), those that are flipped (V,) from right to left."""
+    if flipped is None:
+        return maps
+    chosen = flipped[rows].view(-1, *[1] * (maps.dim() - 1))
+    return torch.where(chosen, maps.flip(-1), maps)
+
+
+def _spread(embeds: Tensor | None, used: Tensor, total: int, dim: int) -> Tensor:
+    """(total, D): the embeddings (n, D) in the rows ``used``, zeros elsewhere."""
+    if embeds is None:
+        return torch.zeros(total, dim, device=used.device)
+    return embeds.new_zeros(total, dim).index_copy(0, used, embeds)

@@ -80,7 +80,7 @@ class OpenVocabSegmentor(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, images: ImageBatch, vocabulary: Vocabulary) -> MaskProposals:
-        """Masks (N, Q, h, w) with class logits (N, Q, K + 1) for the K classes of ``vocabulary``."""
+        """Masks (N, Q, h, w) with class logits or probabilities (N, Q, K + 1) for the K classes of ``vocabulary``."""
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
@@ -105,19 +105,42 @@ class OpenVocabSegmentor(nn.Module, ABC):
         results: list[dict[str, Any]] = [{} for _ in batched_inputs]
         for vocabulary, indices in groups.items():
             group = [batched_inputs[i] for i in indices]
-            images = self.preprocess(group)
-            proposals = self.predict(images, vocabulary)
-            is_thing = torch.tensor(vocabulary.is_thing)
-            for row, (i, x) in enumerate(zip(indices, group, strict=True)):
-                image_size = images.image_sizes[row]
-                results[i] = self.inference(
-                    proposals.class_logits[row],
+            for i, result in zip(indices, self.infer(self.preprocess(group), group, vocabulary), strict=True):
+                results[i] = result
+        return results
+
+    def infer(
+        self, images: ImageBatch, batched_inputs: Sequence[dict[str, Any]], vocabulary: Vocabulary
+    ) -> list[dict[str, Any]]:
+        """The results of images of one vocabulary, a dict each; see :meth:`forward`."""
+        return self.results(self.predict(images, vocabulary), images, batched_inputs, vocabulary, self.inference)
+
+    def results(
+        self,
+        proposals: MaskProposals,
+        images: ImageBatch,
+        batched_inputs: Sequence[dict[str, Any]],
+        vocabulary: Vocabulary,
+        inference: MaskInference,
+    ) -> list[dict[str, Any]]:
+        """What :meth:`predict` gives, in detectron2's form."""
+        class_probs = proposals.class_probs
+        if class_probs is None:
+            class_probs = proposals.class_logits.float().softmax(-1)
+        is_thing = torch.tensor(vocabulary.is_thing)
+        results = []
+        for row, (x, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
+            results.append(
+                inference(
+                    class_probs[row],
                     proposals.mask_logits[row],
                     is_thing=is_thing,
                     padded_size=images.padded_size,
                     image_size=image_size,
-                    output_size=(x.get("height", image_size[0]), x.get("width", image_size[1])),
+                    output_size=output_size,
                 )
+            )
         return results
 
     def preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageBatch:
@@ -130,6 +153,7 @@ class OpenVocabSegmentor(nn.Module, ABC):
             tensor=batch.tensor,
             image_sizes=[(int(h), int(w)) for h, w in batch.image_sizes],
             image_ids=[x.get("image_id", i) for i, x in enumerate(batched_inputs)],
+            dataset_names=[x.get("dataset_name") for x in batched_inputs],
             proposal_masks=[pad_masks(x["proposals"].to(self.device), size) for x in batched_inputs]
             if has_masks
             else None,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from ovseg_d2.data.templates import get_templates
 from ovseg_d2.modeling.clip.build import build_clip_from_config, clip_tokenizer
 from ovseg_d2.modeling.clip.clip import Clip
 from ovseg_d2.modeling.meta_arch.base import OpenVocabSegmentor
 from ovseg_d2.modeling.text_classifier import TextClassifier
-from ovseg_d2.structures import TextClasses, Vocabulary
+from ovseg_d2.structures import ImageBatch, MaskProposals, TextClasses, Vocabulary
 
 
 class ClipSegmentor(OpenVocabSegmentor):
@@ -48,3 +49,8 @@ class ClipSegmentor(OpenVocabSegmentor):
     def text(self, vocabulary: Vocabulary) -> TextClasses:
         """Embeddings (E, P, D) of a vocabulary, kept as long as they are right."""
         return self.text_classifier(self.clip.text, vocabulary)
+
+    def propose(self, generator: nn.Module, images: ImageBatch, text: TextClasses | None) -> MaskProposals:
+        """A generator's masks, from features of the model's own CLIP if it wants them."""
+        features = self.clip.visual(images.tensor) if getattr(generator, "needs_clip_features", False) else None
+        return generator(images, features, text)

@@ -16,15 +16,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovseg_d2.modeling.clip.architectures import model_config
-from ovseg_d2.modeling.clip.image_encoder import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
-from ovseg_d2.modeling.clip.preprocess import resize_image_batch, resize_masks
-from ovseg_d2.modeling.mask_classification.crops import CropEncoder
+from ovseg_d2.modeling.clip.architectures import tower_kind
 from ovseg_d2.modeling.mask_classification.ensemble import with_void
+from ovseg_d2.modeling.mask_classification.mask_encoder import MaskEncoder, divisor_of
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
 from ovseg_d2.modeling.meta_arch.open_vocabulary import ClipSegmentor
 from ovseg_d2.modeling.proposals import build_mask_proposals
-from ovseg_d2.modeling.proposals.fcclip import FCCLIPProposals
 from ovseg_d2.modeling.text_classifier import averaged
 from ovseg_d2.structures import (
     ImageBatch,
@@ -46,21 +43,17 @@ class TrainingFree(ClipSegmentor):
         self,
         *,
         classify: str,
+        mask_encoder: MaskEncoder,
         proposals: nn.Module | None = None,
-        crops: CropEncoder | None = None,
         objectness: bool = True,
-        clip_resize: str = "none",
-        clip_input_size: int = 0,
         **shared: Any,
     ) -> None:
         """
         Args:
             classify: "crops" (every mask is a picture), "masks" (one pass, embeddings of masks) or "dense" (no masks).
+            mask_encoder: images and masks -> what CLIP makes of them; with crops for "crops".
             proposals: the mask generator; None with "dense".
-            crops: makes and embeds the pictures; only with "crops".
             objectness: the generator's probability of "no object" counts, where it has one.
-            clip_resize, clip_input_size: CLIP's own copy of the image, see :func:`resized_size`; crops come from the
-                image as it is.
             shared: see :class:`ClipSegmentor`.
 
         Raises:
@@ -76,29 +69,20 @@ class TrainingFree(ClipSegmentor):
             )
         self.classify = classify
         self.objectness = objectness
+        self.mask_encoder = mask_encoder
         self.proposals = proposals
-        self.crops = crops
-        self.clip_resize, self.clip_input_size = clip_resize, clip_input_size
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (CLIP_PIXEL_MEAN, CLIP_PIXEL_STD))
-        # From the generator's normalisation to CLIP's.
-        self.register_buffer("to_clip_scale", self.pixel_std / std, persistent=False)
-        self.register_buffer("to_clip_shift", (self.pixel_mean - mean) / std, persistent=False)
         self.requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         ovseg = cfg.MODEL.OVSEG
         classify = ovseg.TRAINING_FREE.CLASSIFY
-        if cfg.INPUT.FORMAT != "RGB":
-            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; CLIP expects RGB")
         shared = cls.shared_from_config(cfg, **_visual_options(cfg))
         return {
             "classify": classify,
             "proposals": None if classify == "dense" else build_mask_proposals(cfg, shared["clip"]),
-            "crops": CropEncoder.from_config(cfg) if classify == "crops" else None,
+            "mask_encoder": MaskEncoder.from_config(cfg, crops=classify == "crops"),
             "objectness": ovseg.TRAINING_FREE.OBJECTNESS,
-            "clip_resize": ovseg.CLIP.RESIZE,
-            "clip_input_size": ovseg.CLIP.INPUT_SIZE,
             **shared,
         }
 
@@ -116,16 +100,8 @@ class TrainingFree(ClipSegmentor):
         text = averaged(self.text(vocabulary))
         if self.classify == "dense":
             return self._dense(images, text)
-        if self.classify == "crops":
-            copy = self._clip_copy(images, resize="none")
-            proposals = self._propose(images, text)
-            embeds, valid = self.crops(self.clip.visual, copy, proposals)
-        else:
-            copy = self._clip_copy(images, resize=self.clip_resize)
-            features = self.clip.visual(copy.tensor)
-            proposals = self._propose(images, text)
-            embeds = self.clip.visual.encode_masks(features, self._masks_on(copy, images, proposals.mask_logits))
-            valid = proposals.valid
+        proposals = self.propose(self.proposals, images, text)
+        embeds, valid = self.mask_encoder(self.clip.visual, images, proposals)
         logits = cosine_logits(embeds, text, self.clip.scale())
         void_probs = logits.new_zeros(logits.shape[:2])
         if self.objectness and proposals.class_logits is not None:
@@ -134,54 +110,18 @@ class TrainingFree(ClipSegmentor):
             void_probs = void_probs.masked_fill(~valid, 1.0)
         return MaskProposals(mask_logits=proposals.mask_logits, class_logits=with_void(logits, void_probs), valid=valid)
 
-    def _propose(self, images: ImageBatch, text: TextClasses) -> MaskProposals:
-        features = None
-        if isinstance(self.proposals, FCCLIPProposals):
-            features = self.clip.visual(images.tensor)  # its masks are on the frame of what CLIP sees
-        return self.proposals(images, features, text)
-
     def _dense(self, images: ImageBatch, text: TextClasses) -> MaskProposals:
-        copy = self._clip_copy(images, resize=self.clip_resize)
+        copy = self.mask_encoder.clip_copy(images, divisor=divisor_of(self.clip.visual))
         dense = self.clip.visual(copy.tensor).dense
         logits = cosine_logits(dense.permute(0, 2, 3, 1), text, self.clip.scale()).permute(0, 3, 1, 2)
         logits = F.interpolate(logits, size=copy.padded_size, mode="bilinear", align_corners=False)
-        logits = self._to_frame(logits, copy, images)
+        logits = self.mask_encoder.to_frame(logits, copy, images)
         # Mask k is class k. Its logit is that of the probability, which inference thus finds again.
         num_classes = len(text)
         one_hot = torch.eye(num_classes, num_classes + 1, device=logits.device).log()
         return MaskProposals(
             mask_logits=logits.softmax(dim=1).logit(eps=1e-6), class_logits=one_hot.expand(len(images), -1, -1)
         )
-
-    def _clip_copy(self, images: ImageBatch, *, resize: str) -> ImageBatch:
-        """The images as CLIP wants them: its normalisation, its size, a whole number of patches."""
-        normalised = ImageBatch(
-            tensor=images.tensor * self.to_clip_scale + self.to_clip_shift,
-            image_sizes=images.image_sizes,
-            image_ids=images.image_ids,
-        )
-        # No more padding than whole patches need: a transformer attends to it.
-        divisor = getattr(self.clip.visual, "patch_size", 32)
-        return resize_image_batch(normalised, resize=resize, input_size=self.clip_input_size, size_divisibility=divisor)
-
-    def _masks_on(self, copy: ImageBatch, images: ImageBatch, mask_logits: Tensor) -> Tensor:
-        """Mask probabilities (N, Q, H', W') on the frame of CLIP's copy."""
-        probs = F.interpolate(
-            mask_logits.float(), size=images.padded_size, mode="bilinear", align_corners=False
-        ).sigmoid()
-        return self._to_frame(probs, images, copy)
-
-    @staticmethod
-    def _to_frame(maps: Tensor, source: ImageBatch, target: ImageBatch) -> Tensor:
-        """Maps (N, C, H, W) on the padded images ``source``, on the same images as ``target`` has them."""
-        same_sizes = source.image_sizes == target.image_sizes
-        if same_sizes and source.padded_size == target.padded_size:
-            return maps
-        moved = [
-            resize_masks(one[:, :h, :w], size, target.padded_size)
-            for one, (h, w), size in zip(maps, source.image_sizes, target.image_sizes, strict=True)
-        ]
-        return torch.stack(moved)
 
 
 def _visual_options(cfg: CfgNode) -> dict[str, Any]:
@@ -192,13 +132,11 @@ def _visual_options(cfg: CfgNode) -> dict[str, Any]:
     """
     ovseg = cfg.MODEL.OVSEG
     free = ovseg.TRAINING_FREE
-    vision = model_config(ovseg.CLIP.NAME)["vision_cfg"]
-    is_convnext = "convnext" in vision.get("timm_model_name", "")
-    is_resnet = isinstance(vision.get("layers"), list | tuple)
-    if is_convnext or is_resnet:
+    kind = tower_kind(ovseg.CLIP.NAME)
+    if kind in ("convnext", "resnet"):
         if free.CLASSIFY != "dense":
             return {}
-        allowed = {"value": "value", "full": "attention"} if is_resnet else {"value": True, "full": True}
+        allowed = {"value": "value", "full": "attention"} if kind == "resnet" else {"value": True, "full": True}
         if free.LAST_BLOCK not in allowed:
             raise ValueError(
                 f"MODEL.OVSEG.TRAINING_FREE.LAST_BLOCK is {free.LAST_BLOCK!r}; {ovseg.CLIP.NAME} has no transformer "

@@ -1,4 +1,4 @@
-"""Classifiers of the masked-attention decoder's queries: a module each, used for every prediction.
+"""Classifiers of a mask decoder's queries: a module each, used for every prediction.
 
 Each is called with the queries, their masks, the per-pixel features and the classes, and takes what it needs.
 """
@@ -10,6 +10,7 @@ import math
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ovseg_d2.modeling.clip.clip import MAX_LOGIT_SCALE, Clip
 from ovseg_d2.modeling.layers.attention import MLP
@@ -17,7 +18,7 @@ from ovseg_d2.modeling.layers.mask_pooling import pool_binary
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
 from ovseg_d2.structures import TextClasses
 
-CLASS_HEADS = ("linear", "text", "none")
+CLASS_HEADS = ("linear", "text", "embed", "none")
 
 
 class LinearClassHead(nn.Linear):
@@ -53,6 +54,10 @@ class TextClassHead(nn.Module):
         self.void_embedding = nn.Embedding(1, embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
+    def void_row(self) -> Tensor:
+        """(1, D) what stands for "no object" beside the texts."""
+        return F.normalize(self.void_embedding.weight, dim=-1)
+
     def forward(self, queries: Tensor, mask_logits: Tensor, mask_features: Tensor, text: TextClasses | None) -> Tensor:
         """
         Args:
@@ -70,14 +75,75 @@ class TextClassHead(nn.Module):
         return cosine_logits(self.mlp(pooled + queries), text, scale, void_embed=self.void_embedding.weight)
 
 
+class EmbedClassHead(nn.Module):
+    """A query's embedding in CLIP's space against the texts of any vocabulary and a learned row for "no object"
+    (ZegFormer, arXiv 2112.07910, equation 2; ZSSeg, arXiv 2112.14757, section 3.2; FreeSeg, arXiv 2303.17225)."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        embed_dim: int,
+        num_layers: int,
+        hidden_dim: int,
+        temperature: float,
+        learn_temperature: bool,
+        void_normalised: bool,
+    ) -> None:
+        """
+        Args:
+            dim: of the queries.
+            embed_dim: D, of the texts.
+            num_layers, hidden_dim: of the MLP; one layer is a linear map.
+            temperature: cosines are divided by it.
+            learn_temperature: its logarithm is trained from there.
+            void_normalised: whether the row of "no object" is compared by its direction alone.
+        """
+        super().__init__()
+        self.mlp = MLP(in_dim=dim, hidden_dim=hidden_dim, out_dim=embed_dim, num_layers=num_layers)
+        self.void_embedding = nn.Embedding(1, embed_dim)
+        self.void_normalised = void_normalised
+        # About as long as a text's embedding.
+        nn.init.normal_(self.void_embedding.weight, std=embed_dim**-0.5)
+        scale = torch.tensor([math.log(1 / temperature)])
+        if learn_temperature:
+            self.logit_scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("logit_scale", scale, persistent=False)
+
+    def void_row(self) -> Tensor:
+        """(1, D) what stands for "no object" beside the texts."""
+        row = self.void_embedding.weight
+        return F.normalize(row, dim=-1) if self.void_normalised else row
+
+    def forward(self, queries: Tensor, mask_logits: Tensor, mask_features: Tensor, text: TextClasses | None) -> Tensor:
+        """
+        Args:
+            queries: (N, Q, C).
+            mask_logits, mask_features: not used.
+            text: embeds (E, 1, D).
+
+        Returns:
+            (N, Q, K + 1).
+        """
+        assert text is not None, "an EmbedClassHead needs classes"
+        return cosine_logits(
+            self.mlp(queries),
+            text,
+            self.logit_scale.exp(),
+            void_embed=self.void_embedding.weight,
+            normalise_void=self.void_normalised,
+        )
+
+
 def build_class_head(cfg: CfgNode, clip: Clip | None) -> nn.Module | None:
     """The head that ``MODEL.OVSEG.PROPOSALS.CLASS_HEAD`` names; None for "none".
 
     Args:
-        clip: of the model; None for models without, which cannot have "text".
+        clip: of the model; None for models without, which cannot have "text" or "embed".
 
     Raises:
-        ValueError: no such head, or no CLIP for it.
+        ValueError: no such head, no CLIP for it, or a key of it that makes no sense.
     """
     prop = cfg.MODEL.OVSEG.PROPOSALS
     if prop.CLASS_HEAD not in CLASS_HEADS:
@@ -90,7 +156,21 @@ def build_class_head(cfg: CfgNode, clip: Clip | None) -> nn.Module | None:
         return LinearClassHead(dim=prop.HIDDEN_DIM, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     if clip is None:
         raise ValueError(
-            "MODEL.OVSEG.PROPOSALS.CLASS_HEAD: 'text' needs a model with CLIP, which MODEL.META_ARCHITECTURE "
-            f"{cfg.MODEL.META_ARCHITECTURE} is not; use 'linear'"
+            f"MODEL.OVSEG.PROPOSALS.CLASS_HEAD: {prop.CLASS_HEAD!r} needs a model with CLIP, which "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is not; use 'linear'"
         )
-    return TextClassHead(dim=prop.HIDDEN_DIM, mask_dim=prop.MASK_DIM, embed_dim=clip.embed_dim)
+    if prop.CLASS_HEAD == "text":
+        return TextClassHead(dim=prop.HIDDEN_DIM, mask_dim=prop.MASK_DIM, embed_dim=clip.embed_dim)
+    if prop.EMBED_LAYERS < 1:
+        raise ValueError(f"MODEL.OVSEG.PROPOSALS.EMBED_LAYERS: got {prop.EMBED_LAYERS}; expected at least 1")
+    if prop.TEMPERATURE <= 0:
+        raise ValueError(f"MODEL.OVSEG.PROPOSALS.TEMPERATURE: got {prop.TEMPERATURE}; expected a positive number")
+    return EmbedClassHead(
+        dim=prop.HIDDEN_DIM,
+        embed_dim=clip.embed_dim,
+        num_layers=prop.EMBED_LAYERS,
+        hidden_dim=prop.EMBED_HIDDEN_DIM,
+        temperature=prop.TEMPERATURE,
+        learn_temperature=prop.LEARN_TEMPERATURE,
+        void_normalised=prop.VOID_NORMALISED,
+    )

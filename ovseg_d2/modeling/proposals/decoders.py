@@ -14,6 +14,25 @@ from ovseg_d2.modeling.proposals.mask_decoder import MaskedAttentionDecoder
 from ovseg_d2.modeling.proposals.pixel_decoder import MSDeformAttnPixelDecoder
 
 
+def input_features(cfg: CfgNode, shapes: Mapping[str, ShapeSpec], *, source: str) -> dict[str, ShapeSpec]:
+    """The features of ``MODEL.OVSEG.PROPOSALS.IN_FEATURES``.
+
+    Args:
+        shapes: of the features there are.
+        source: what gives them, for errors.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    names = cfg.MODEL.OVSEG.PROPOSALS.IN_FEATURES
+    missing = [name for name in names if name not in shapes]
+    if missing:
+        raise ValueError(
+            f"MODEL.OVSEG.PROPOSALS.IN_FEATURES: {missing} are not among the outputs of {source}: {sorted(shapes)}"
+        )
+    return {name: shapes[name] for name in names}
+
+
 def build_decoders(
     cfg: CfgNode, shapes: Mapping[str, ShapeSpec], *, source: str, clip: Clip | None
 ) -> dict[str, nn.Module]:
@@ -28,13 +47,8 @@ def build_decoders(
         ValueError: a feature that is not there, or a class head that cannot be.
     """
     prop = cfg.MODEL.OVSEG.PROPOSALS
-    missing = [name for name in prop.IN_FEATURES if name not in shapes]
-    if missing:
-        raise ValueError(
-            f"MODEL.OVSEG.PROPOSALS.IN_FEATURES: {missing} are not among the outputs of {source}: {sorted(shapes)}"
-        )
     pixel_decoder = MSDeformAttnPixelDecoder(
-        input_shape={name: shapes[name] for name in prop.IN_FEATURES},
+        input_shape=input_features(cfg, shapes, source=source),
         encoder_features=prop.ENC_FEATURES,
         dim=prop.PIXEL_DIM,
         mask_dim=prop.MASK_DIM,

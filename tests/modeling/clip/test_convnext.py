@@ -53,6 +53,9 @@ def test_regions(tower):
         torch.testing.assert_close(embeds[:, 1], features.dense[:, :, 1, 2], rtol=1e-4, atol=1e-4)
         assert embeds[:, 2].isfinite().all()
         assert module.encode_masks(features, masks[:, :0]).shape == (2, 0, 12)
+        features = module(images(2, 3, 64, 96), masks_only=True)
+        assert features.image_embeds is None and features.dense is None
+        assert torch.equal(module.encode_masks(features, masks), embeds)
 
 
 @torch.no_grad()

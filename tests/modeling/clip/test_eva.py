@@ -85,6 +85,8 @@ def test_mask_tokens_equal_one_long_sequence_in_timms_blocks(rope):
     close(image, encoder.token_states(images).last)
     # Images of a batch do not touch each other, whatever the number of masks.
     close(encoder.encode_masks(encoder(images[1:]), masks[1:, 1:]), embeds[1:, 1:])
+    features = encoder(images, masks_only=True)
+    assert features.image_embeds is None and torch.equal(encoder.encode_masks(features, masks), embeds)
 
 
 @torch.no_grad()

@@ -3,10 +3,23 @@
 import math
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovseg_d2.modeling.clip.mask_bias import attend_masked, hard_mask_bias, soft_mask_bias
 
 INF = float("inf")
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the elements of the largest result of an operation."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
 
 
 def test_soft_bias():
@@ -35,6 +48,15 @@ def test_a_token_with_nothing_but_itself_keeps_its_own_value():
     key, value = torch.randn(2, 2, 4, 6, 5, generator=generator)
     bias = hard_mask_bias(torch.zeros(2, 3, 2, 3))
     torch.testing.assert_close(attend_masked(query, key, value, bias, own=(own_key, own_value)), own_value)
+
+
+def test_no_matrix_of_all_pairs_of_masks():
+    """Time and memory are linear in the number of masks."""
+    query, own_key, own_value = torch.randn(3, 1, 1, 500, 2)
+    key, value = torch.randn(2, 1, 1, 3, 2)
+    with LargestTensor() as sizes:
+        attend_masked(query, key, value, hard_mask_bias(torch.rand(1, 500, 1, 3)), own=(own_key, own_value))
+    assert 0 < sizes.largest < 500 * 10
 
 
 def test_attention_to_patches_and_oneself():

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from ovseg_d2.modeling.clip.resnet import ClipResNet
+from ovseg_d2.modeling.clip.trainable import apply_policy
 from tests.modeling.clip.tiny_clip import RESNET, images, random_open_clip
 
-MODES = ("hard", "soft")
+MODES = ("hard", "soft", "maft")
 
 
 def encoder(**options: Any) -> ClipResNet:
@@ -64,7 +65,7 @@ def test_batch_equals_single(mask_pooling, masks):
         torch.testing.assert_close(module.encode_masks(alone, masks[i : i + 1])[0], embeds[i])
 
 
-@pytest.mark.parametrize("mask_pooling", MODES)
+@pytest.mark.parametrize("mask_pooling", ["hard", "soft"])
 @torch.no_grad()
 def test_empty_mask_sees_the_whole_image(mask_pooling, masks):
     module = encoder(mask_pooling=mask_pooling)
@@ -72,6 +73,31 @@ def test_empty_mask_sees_the_whole_image(mask_pooling, masks):
     assert embeds.isfinite().all()
     torch.testing.assert_close(embeds[:, 2], embeds[:, 3])
     assert (embeds[:, 0] - embeds[:, 3]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_tokens_of_maft_see_themselves_and_their_mask(masks):
+    module = encoder(mask_pooling="maft")
+    features = module(images(2, 3, 70, 99))
+    embeds, tokens = module.encode_masks(features, masks), module.tokens(features.layers["res5"])
+    torch.testing.assert_close(embeds[:, 3], features.image_embeds)
+    pool = module.tower.attnpool
+    torch.testing.assert_close(embeds[:, 2], pool.c_proj(pool.v_proj(tokens[:, 0])))
+    soft = nn.functional.interpolate(masks, size=features.grid, mode="bilinear", align_corners=False).flatten(2)
+    for i in range(2):
+        for j in range(2):
+            seen = torch.cat([torch.tensor([True]), soft[i, j] >= 0.5])
+            assert 1 < seen.sum() < len(seen)
+            torch.testing.assert_close(embeds[i, j], module.pool(tokens[i : i + 1, seen])[0])
+
+
+@pytest.mark.parametrize("mask_pooling", MODES)
+@torch.no_grad()
+def test_masks_alone_leave_the_image_unpooled(mask_pooling, masks):
+    module, batch = encoder(mask_pooling=mask_pooling, dense="attention"), images(2, 3, 70, 99)
+    features = module(batch, masks_only=True)
+    assert features.image_embeds is None and features.dense is None and features.grid == module(batch).grid
+    assert torch.equal(module.encode_masks(features, masks), module.encode_masks(module(batch), masks))
 
 
 @pytest.mark.parametrize("mask_pooling", MODES)
@@ -146,6 +172,17 @@ def test_checkpointing_recomputes(monkeypatch):
     module.tower.layer3[0].register_forward_pre_hook(lambda *_: calls.append(1))
     module(images(2, 3, 64, 64)).image_embeds.sum().backward()
     assert len(calls) == 2
+
+
+def test_frozen_parts_keep_their_statistics():
+    module = encoder()
+    apply_policy(module, "attention")
+    module.train()
+    assert module.tower.training and module.tower.attnpool.training
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and not any(norm.training for norm in norms)
+    apply_policy(module, "full")
+    assert all(norm.training for norm in norms)
 
 
 def test_frozen_tower_keeps_its_statistics():

@@ -11,6 +11,7 @@ from open_clip.transformer import TextTransformer
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
+from ovseg_d2.modeling.clip.build import build_clip
 from ovseg_d2.modeling.clip.convnext import ClipConvNeXt
 from ovseg_d2.modeling.clip.eva import ClipEva
 from ovseg_d2.modeling.clip.resnet import ClipResNet
@@ -78,6 +79,16 @@ CASES = {
     )
     | {"tower.trunk.norm.weight", "tower.trunk.norm.bias"},
     ("eva01", "projection"): {"tower.trunk.head.weight", "tower.trunk.head.bias"},
+    ("vit", "all_but_cls_pos_mlp_conv"): in_blocks(*PACKED, *both("attn.out_proj", "ln_1", "ln_2"))
+    | {"tower.proj", "tower.ln_pre.weight", "tower.ln_pre.bias", "tower.ln_post.weight", "tower.ln_post.bias"}
+    | SCALE,
+    ("eva01", "all_but_proj_conv_mlp_pos_cls"): in_blocks(
+        "attn.qkv.weight", "attn.q_bias", "attn.v_bias", *both("attn.proj", "norm1", "norm2"), root="tower.trunk.blocks"
+    )
+    | {"tower.trunk.norm.weight", "tower.trunk.norm.bias"},
+    ("resnet", "attention"): set(both(*(f"tower.attnpool.{name}_proj" for name in "qkvc"))),
+    ("resnet", "all_but_cls_pos_mlp_conv"): set(both(*(f"tower.attnpool.{name}_proj" for name in "qkvc"))),
+    ("resnet", "all_but_pos_conv_proj"): set(both(*(f"tower.attnpool.{name}_proj" for name in "qkv"))),
     ("text", "frozen"): set(),
     ("text", "attention_in"): in_blocks("attn.in_proj_weight", root="transformer.resblocks") | {"positional_embedding"},
     ("text", "attention_qv"): in_blocks("attn.q_proj_weight", "attn.v_proj_weight", root="transformer.resblocks"),
@@ -90,6 +101,49 @@ def test_exactly_these_train(name, policy):
     encoder = ENCODERS[name]()
     apply_policy(encoder, policy)
     assert {key for key, p in encoder.named_parameters() if p.requires_grad} == CASES[name, policy]
+
+
+ONE_UNIT = {
+    "cls": {"tower.class_embedding"},
+    "pos": {"tower.positional_embedding"},
+    "mlp": in_blocks(*both("mlp.c_fc", "mlp.c_proj")),
+    "conv": {"tower.conv1.weight"},
+    "proj": {"tower.proj"},
+}
+
+
+@pytest.mark.parametrize("unit", ONE_UNIT)
+def test_a_unit_of_a_vit_is_frozen(unit):
+    encoder = ClipViT(vit_tower())
+    apply_policy(encoder, f"all_but_{unit}")
+    assert {key for key, p in encoder.named_parameters() if not p.requires_grad} == ONE_UNIT[unit]
+
+
+@pytest.mark.parametrize("name", ["vit", "eva02", "resnet"])
+@pytest.mark.parametrize("units", ["", "cls_mpl", "cls_"])
+def test_unknown_unit(name, units):
+    unknown = "mpl" if "mpl" in units else ""
+    with pytest.raises(
+        ValueError, match=f"^MODEL.OVSEG.CLIP.TRAINABLE: .*'{unknown}'; .* cls, pos, mlp, conv, proj, .*"
+    ):
+        apply_policy(ENCODERS[name](), f"all_but_{units}")
+
+
+@pytest.mark.parametrize("name", ["text", "convnext"])
+def test_towers_without_units(name):
+    with pytest.raises(ValueError, match="'all_but_proj' for a Clip.*; expected one of frozen, full, [a-z_, ]+$"):
+        apply_policy(ENCODERS[name](), "all_but_proj")
+
+
+def test_what_mafts_code_trains():
+    """Of ViT-B/16 98 tensors: 8 in each of 12 blocks, and the last norm."""
+    with torch.device("meta"):
+        encoder = build_clip("ViT-B-16", with_text=False).visual
+    apply_policy(encoder, "attention")
+    trained = [key.removeprefix("tower.") for key, p in encoder.named_parameters() if p.requires_grad]
+    names = [*PACKED, *both("attn.out_proj", "ln_1", "ln_2")]
+    expected = {f"transformer.resblocks.{i}.{name}" for i in range(12) for name in names}
+    assert len(trained) == 98 and set(trained) == expected | {"ln_post.weight", "ln_post.bias"}
 
 
 FROZEN_BY_TRUNK = {
@@ -126,9 +180,11 @@ def test_full_undoes_frozen(name):
 def test_unknown_policy_names_the_key_and_what_is_allowed(name):
     encoder = ENCODERS[name]()
     allowed = policies_of(getattr(encoder, "tower", encoder))
-    with pytest.raises(ValueError, match=f"MODEL.OVSEG.CLIP.TRAINABLE: 'attn' .*{', '.join(allowed)}$"):
+    maft = name in ("vit", "eva02", "eva01", "resnet")
+    units = ", all_but_UNIT_UNIT... of the units cls pos mlp conv proj" if maft else ""
+    with pytest.raises(ValueError, match=f"MODEL.OVSEG.CLIP.TRAINABLE: 'attn' .*{', '.join(allowed)}{units}$"):
         apply_policy(encoder, "attn")
-    assert ("attention" in allowed) == (name in ("vit", "eva02", "eva01"))
+    assert ("attention" in allowed) == maft
 
 
 def test_unknown_tower():

@@ -104,28 +104,30 @@ def test_class_embedding_added_twice():
     close(got, tower(images))
 
 
-def masked_encoder(mask_mode, **options):
-    encoder = ClipViT(vit_tower(), mask_mode=mask_mode, start_layer=2, pos_align_corners=True, **options)
+def masked_encoder(mask_mode, start_layer=2, **options):
+    encoder = ClipViT(vit_tower(), mask_mode=mask_mode, start_layer=start_layer, pos_align_corners=True, **options)
     if mask_mode == "maskclippp":
-        encoder.mask_logit_scale.data.copy_(torch.randn(LAYERS - 2, HEADS, generator=torch.Generator().manual_seed(3)))
+        scale = torch.randn(LAYERS - start_layer, HEADS, generator=torch.Generator().manual_seed(3))
+        encoder.mask_logit_scale.data.copy_(scale)
     return encoder.eval()
 
 
+@pytest.mark.parametrize("start_layer", range(LAYERS))
 @pytest.mark.parametrize("mask_mode", ["maskclippp", "maft"])
 @torch.no_grad()
-def test_mask_tokens_equal_one_long_sequence_in_open_clips_blocks(mask_mode):
-    encoder, images, masks = masked_encoder(mask_mode), random_images(24, 40), random_masks(3)
+def test_mask_tokens_equal_one_long_sequence_in_open_clips_blocks(mask_mode, start_layer):
+    encoder, images, masks = masked_encoder(mask_mode, start_layer), random_images(24, 40), random_masks(3)
     features = encoder(images)
     x, num_masks = features.tokens, 3
     tokens = x[:, :1].expand(-1, num_masks, -1)
     image = x if mask_mode == "maskclippp" else x[:, 1:]
     x = torch.cat([tokens, image], dim=1)
     soft = F.interpolate(masks, size=(3, 5), mode="bilinear", align_corners=False).flatten(2)
-    for step, index in enumerate(range(2, LAYERS)):
+    for step, index in enumerate(range(start_layer, LAYERS)):
         bias = torch.zeros(2, HEADS, x.shape[1], x.shape[1])
         bias[..., :, :num_masks] = float("-inf")  # nobody sees a mask token
         if mask_mode == "maskclippp":
-            scale = encoder.mask_logit_scale[LAYERS - 3 - step].exp()[:, None, None]
+            scale = encoder.mask_logit_scale[LAYERS - 1 - start_layer - step].exp()[:, None, None]
             inside = soft > soft.amax(dim=-1, keepdim=True) / 2
             bias[..., :num_masks, num_masks] = float("-inf")  # nor do mask tokens see the class token
             bias[..., :num_masks, num_masks + 1 :] = torch.where(inside[:, None], soft[:, None] * scale, -100.0)
@@ -136,6 +138,57 @@ def test_mask_tokens_equal_one_long_sequence_in_open_clips_blocks(mask_mode):
     close(encoder.encode_masks(features, masks), encoder.head(x[:, :num_masks]))
     *_, (_, image) = encoder.mask_states(features, masks, finish_image=True)
     close(image, x[:, num_masks:])
+
+
+@pytest.mark.parametrize("mask_mode", ["maskclippp", "maft"])
+@torch.no_grad()
+def test_masks_alone_leave_the_image_unfinished(mask_mode):
+    encoder, images = masked_encoder(mask_mode, out_layers=["block1", "block3"]), random_images(24, 40)
+    masks, calls = random_masks(3), []
+    for index, block in enumerate(encoder.blocks):
+        block.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
+    features = encoder(images, masks_only=True)
+    assert calls == [0, 1] and features.image_embeds is None and features.dense is None
+    whole = encoder(images)
+    close(features.layers["block1"], whole.layers["block1"])
+    assert torch.equal(encoder.encode_masks(features, masks), encoder.encode_masks(whole, masks))
+    with pytest.raises(ValueError, match="mask_mode is 'none'; expected one of maskclippp, maft"):
+        ClipViT(vit_tower())(images, masks_only=True)
+
+
+@pytest.mark.parametrize("mask_mode", ["maskclippp", "maft"])
+@pytest.mark.parametrize("count", [1, 300])
+@torch.no_grad()
+def test_any_number_of_masks(mask_mode, count):
+    encoder, masks = masked_encoder(mask_mode), random_masks(count, (25, 41))
+    features = encoder(random_images(24, 40), masks_only=True)
+    embeds = encoder.encode_masks(features, masks)
+    assert embeds.shape == (2, count, DIM) and embeds.isfinite().all()
+    close(encoder.encode_masks(features, masks[:, count // 2 : count // 2 + 1]), embeds[:, count // 2 : count // 2 + 1])
+
+
+@pytest.mark.parametrize("mask_mode", ["maskclippp", "maft"])
+def test_no_masks_still_connect_all_that_trains(mask_mode):
+    """Other processes wait for gradients of the same parameters."""
+    encoder = masked_encoder(mask_mode, last_block="none")
+    embeds = encoder.encode_masks(encoder(random_images(24, 40), masks_only=True), torch.zeros(2, 0, 24, 40))
+    assert embeds.shape == (2, 0, DIM)
+    embeds.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in encoder.parameters())
+
+
+@torch.no_grad()
+def test_pixels_that_fill_no_patch():
+    """ViT-L/14 at 480 pixels: 34 patches, and 4 pixels that the masks still count."""
+    tower = vit_tower(42, patch_size=14)
+    encoder = ClipViT(tower, mask_mode="maft", start_layer=1, pos_align_corners=True)
+    images = random_images(480, 480, count=1)
+    features = encoder(images, masks_only=True)
+    assert features.grid == (34, 34) and features.tokens.shape == (1, 1 + 34 * 34, WIDTH)
+    close(encoder(images[..., :476, :476], masks_only=True).tokens, features.tokens)
+    masks = random_masks(2, (480, 480), images=1)
+    grid_masks = F.interpolate(masks, size=(34, 34), mode="bilinear", align_corners=False)
+    close(encoder.encode_masks(features, masks), encoder.encode_masks(features, grid_masks))
 
 
 @torch.no_grad()

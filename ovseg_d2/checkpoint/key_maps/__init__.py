@@ -1,0 +1,23 @@
+"""Names in public checkpoints -> names here. The only place that knows the former; one file a family."""
+
+from ovseg_d2.checkpoint.key_maps.backbones import SWIN, TORCHVISION_RESNET
+from ovseg_d2.checkpoint.key_maps.base import KeyMap
+from ovseg_d2.checkpoint.key_maps.frozen_clip import FREESEG, MAFT, OVSEG, PROMPTS, ZEGFORMER, ZSSEG
+from ovseg_d2.checkpoint.key_maps.mask2former import FCCLIP, MASK2FORMER, MASKFORMER
+
+# The first that recognises a file is taken: the names of the later ones are among those of the earlier, and more.
+KEY_MAPS = (
+    FCCLIP,
+    MAFT,
+    FREESEG,
+    ZEGFORMER,
+    OVSEG,
+    ZSSEG,
+    PROMPTS,
+    MASKFORMER,
+    MASK2FORMER,
+    TORCHVISION_RESNET,
+    SWIN,
+)
+
+__all__ = ["KEY_MAPS", "KeyMap"]
