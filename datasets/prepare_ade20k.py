@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from ovseg_d2.data.augmentation import encode_rgb_ids
 from ovseg_d2.data.datasets import dataset_root
-from ovseg_d2.data.datasets.builtin import class_table
+from ovseg_d2.data.datasets.class_tables import class_table
 from ovseg_d2.data.image_io import check_size, read_image
 
 SPLITS = {"train": "training", "val": "validation"}

@@ -16,8 +16,8 @@ def add_ovseg_config(cfg: CN) -> None:
     _add_input(cfg)
     _add_solver(cfg.SOLVER)
 
-    # Data sets of your own, registered before a run: mappings with `kind` (panoptic, instance or semantic) and the
-    # arguments of `data.datasets.register_*`; relative paths start at DETECTRON2_DATASETS.
+    # Data sets of your own, registered before a run: mappings with `kind` (panoptic, instance, semantic or zero_shot)
+    # and the arguments of `data.datasets.register_*`; relative paths start at DETECTRON2_DATASETS.
     cfg.DATASETS.REGISTER = []
 
     checkpoint = cfg.CHECKPOINT = CN()
@@ -51,18 +51,19 @@ def _add_model(model: Any) -> None:
 
     # ---- learned prompts: trained by the meta-architecture PromptTuning, used by FrozenCLIP
     prompts = ovseg.PROMPTS = CN()
-    # The sentence around a name: "none", "zsseg" (arXiv 2112.14757) or "freeseg" (2303.17225), which has one a task. The
-    # templates of texts with prompts must be ["name"]. Mask prompts (OVSeg) are CROPS.MASK_PROMPTS.
+    # The sentence around a name: "none", "zsseg" (arXiv 2112.14757) or "freeseg" (2303.17225), which has one a task.
+    # The templates of texts with prompts must be ["name"]. Mask prompts (OVSeg) are CROPS.MASK_PROMPTS.
     prompts.KIND = "none"
     prompts.PREFIX = 16  # vectors before the name
     prompts.SUFFIX = 0  # vectors behind the name
-    # freeseg: vectors in front of the sentence, the same for all tasks, and the tasks' names.
+    # freeseg: vectors in front of the sentence, the same for all tasks, and the names of the tasks in this order; a
+    # single name stands for all of them.
     prompts.TASK = 8
     prompts.TASKS = ["semantic segmentation.", "instance segmentation.", "panoptic segmentation."]
     # A checkpoint of PromptTuning or of the public models; of it nothing but the prompts (mask prompts, too) is taken.
     prompts.WEIGHTS = ""
-    # PromptTuning: at most so many ground-truth masks an image, drawn at random in each iteration. The public code draws
-    # the same number of masks of every class instead; DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler helps here.
+    # PromptTuning: at most so many ground-truth masks an image, drawn at random in each iteration. The public code
+    # draws as many of every class instead; DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler goes some of the way.
     prompts.MASKS_PER_IMAGE = 8
     # PromptTuning: share of a mask's box that a training crop shows, as in torchvision's RandomResizedCrop.
     prompts.CROP_AREA = [0.08, 1.0]

@@ -4,6 +4,7 @@
     python tools/benchmark.py --only deformable    # the deformable core against its plain form
     python tools/benchmark.py --only mask2former   # forward of Mask2Former R50 at 512 x 512, split by part
     python tools/benchmark.py --only text          # a vocabulary of 847 names through the text tower of ViT-B-16
+    python tools/benchmark.py --only maft          # 100 proposals: IP-CLIP against crops, and the memory of masks
 
 Weights are random, float32, batch 1. Figures are the minimum and the median of --repeats runs after one warm-up;
 compared forms take turns, so that whatever else the machine does falls on all of them.
@@ -18,7 +19,9 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -33,11 +36,14 @@ import ovseg_d2.modeling  # noqa: F401  (registers the models)
 from ovseg_d2.config import add_ovseg_config
 from ovseg_d2.data.templates import get_templates
 from ovseg_d2.modeling.clip.build import build_clip, clip_tokenizer
+from ovseg_d2.modeling.clip.image_encoder import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, ClipImageEncoder
 from ovseg_d2.modeling.inference import mask_inference
 from ovseg_d2.modeling.layers.ms_deform_attn import deformable_sampling, deformable_sampling_by_grid
+from ovseg_d2.modeling.mask_classification.crops import CropEncoder
+from ovseg_d2.modeling.mask_classification.mask_encoder import MaskEncoder
 from ovseg_d2.modeling.proposals.pixel_decoder import pixel_centres
 from ovseg_d2.modeling.text_classifier import TextClassifier
-from ovseg_d2.structures import Vocabulary
+from ovseg_d2.structures import ClipFeatures, ImageBatch, MaskProposals, Vocabulary
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "mask2former" / "ade20k_semantic_R50.yaml"
 Timings = dict[str, list[float]]
@@ -198,7 +204,93 @@ def text(*, repeats: int, device: torch.device, names: int = 847, compared_names
     return in_turns(forms, repeats=repeats, device=device)
 
 
-BENCHMARKS = {"deformable": deformable, "mask2former": mask2former, "text": text}
+def ip_clip(device: torch.device) -> ClipImageEncoder:
+    """ViT-B/16 with MAFT's mask tokens."""
+    torch.manual_seed(0)
+    options = {"mask_mode": "maft", "start_layer": 8, "last_block": "none"}
+    return build_clip("ViT-B-16", visual_kwargs=options, with_text=False).visual.to(device).eval().requires_grad_(False)
+
+
+def random_proposals(count: int, *, stride: int, device: torch.device) -> MaskProposals:
+    """Rectangles of a sixteenth to three quarters of a 480 x 480 image, as logits on a map of a ``stride``."""
+    size = 480 // stride
+    sides = (torch.empty(count, 2).uniform_(0.25, 0.87) * size).long()
+    starts = (torch.rand(count, 2) * (size - sides)).long()
+    places = torch.arange(size)
+    rows, columns = ((places >= starts[:, i, None]) & (places < (starts + sides)[:, i, None]) for i in (0, 1))
+    masks = rows[:, :, None] & columns[:, None]
+    return MaskProposals(mask_logits=torch.where(masks, 5.0, -5.0)[None].to(device))
+
+
+def memory_of_masks(count: int, device_name: str, threads: int) -> float:
+    """MiB at the peak of one forward of IP-CLIP with ``count`` masks of 480 x 480, beyond the weights.
+
+    Everything else is new, the image and the masks too. For a process of its own, where nothing is held from before.
+    """
+    torch.set_num_threads(threads)
+    device = torch.device(device_name)
+    encoder = ip_clip(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device) / 2**20
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
+        before = resident("VmRSS")
+    with torch.inference_mode():
+        proposals = random_proposals(count, stride=1, device=device)
+        images = torch.randn(1, 3, 480, 480, device=device)
+        encoder.encode_masks(encoder(images, masks_only=True), proposals.mask_logits, from_logits=True)
+    return (peak_memory(device) if device.type == "cuda" else resident("VmHWM")) - before
+
+
+def resident(name: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at its peak (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 2**10
+
+
+class NoClip:
+    """Takes pictures as an image encoder does, and computes nothing."""
+
+    embed_dim = 512
+
+    def __call__(self, pictures: torch.Tensor) -> ClipFeatures:
+        return ClipFeatures(image_embeds=pictures.new_zeros(len(pictures), self.embed_dim), dense=None, layers={})
+
+
+def maft(*, repeats: int, device: torch.device, count: int = 100) -> Timings:
+    """Proposals at stride 4 on one 480 x 480 image to embeddings: IP-CLIP in one pass, a crop of 224 x 224 each.
+
+    Both as a model runs them, with the resizing of the masks. The difference to crops alone, without CLIP, is what
+    CLIP takes for them.
+    """
+    for number in (25, 50, 100, 200):
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+            mebibytes = pool.submit(memory_of_masks, number, str(device), torch.get_num_threads()).result()
+        print(f"IP-CLIP, {number} masks: {mebibytes:.0f} MiB beyond the weights")
+    visual = ip_clip(device)
+    images = ImageBatch(tensor=torch.randn(1, 3, 480, 480, device=device), image_sizes=[(480, 480)], image_ids=[0])
+    proposals = random_proposals(count, stride=4, device=device)
+    normalised = {"pixel_mean": CLIP_PIXEL_MEAN, "pixel_std": CLIP_PIXEL_STD}
+    one_pass = MaskEncoder(**normalised).to(device)
+    crops = MaskEncoder(**normalised, crops=CropEncoder(style="mask_crop", size=224)).to(device)
+
+    forms = {
+        "IP-CLIP": lambda: one_pass(visual, images, proposals),
+        f"{count} crops": lambda: crops(visual, images, proposals),
+        f"{count} crops, without CLIP": lambda: crops(NoClip(), images, proposals),
+    }
+    with torch.inference_mode():
+        timings = in_turns(forms, repeats=repeats, device=device)
+    once, cropped, cutting = (statistics.median(timings[name]) for name in forms)
+    print(
+        f"{count} crops take {cropped / once:.1f} times as long as IP-CLIP (medians), {(cropped - cutting) / once:.1f}"
+    )
+    print("times without the making of the crops")
+    return timings
+
+
+BENCHMARKS = {"deformable": deformable, "mask2former": mask2former, "text": text, "maft": maft}
 
 
 def report(name: str, timings: Timings) -> None:

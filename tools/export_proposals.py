@@ -17,7 +17,6 @@ the best IoU with any mask is printed at the end, in percent.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -40,6 +39,7 @@ from ovseg_d2.data.check import load_dataset_dicts, require_registered
 from ovseg_d2.data.proposal_files import ProposalReader, ProposalWriter, proposal_path
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 from ovseg_d2.engine import load_parts
+from ovseg_d2.engine.fingerprint import model_fingerprint
 from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.engine.setup import available_device
 from ovseg_d2.evaluation.mask_recall import MaskRecall
@@ -51,20 +51,6 @@ from ovseg_d2.modeling.text_classifier import averaged
 from ovseg_d2.structures import MaskProposals, Vocabulary
 
 Record = dict[str, Any]
-
-
-def fingerprint(cfg: CfgNode, model: nn.Module) -> str:
-    """A hash of what the masks depend on: the model's part of the config, the test sizes and all weights."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    # Where the same weights lie, and where they run, changes nothing.
-    cfg.MODEL.WEIGHTS = cfg.MODEL.OVSEG.PROPOSALS.WEIGHTS = cfg.MODEL.DEVICE = ""
-    sizes = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT]
-    found = hashlib.sha256(f"{cfg.MODEL.dump()}{sizes}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def image_id_of(record: Record) -> int | str:
@@ -159,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(model, "proposals", None) is None:
             raise ValueError(f"{args.config_file}: {cfg.MODEL.META_ARCHITECTURE} has no mask generator")
         load_parts(model, cfg, strict=True)
-        header = {"config_file": str(args.config_file), "fingerprint": fingerprint(cfg, model)}
+        header = {"config_file": str(args.config_file), "fingerprint": model_fingerprint(cfg, model)}
         scores = {}
         for name in names:
             path = proposal_path(args.output, name)

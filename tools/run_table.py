@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train and evaluate every row of a table, and print the table.
 
-    python tools/run_table.py configs/ovshapes/tables/maft.yaml
-    python tools/run_table.py configs/ovshapes/tables/maft.yaml --rows '*start layer*' --seeds 1
+    python tools/run_table.py tools/tables/maft.yaml
+    python tools/run_table.py tools/tables/maft.yaml --rows '*start layer*' --seeds 1
 
 A table is a YAML file:
 
@@ -52,27 +52,34 @@ COMMAND_FILE = "command.json"
 
 @dataclass(frozen=True)
 class Run:
-    """One row with one seed; ``waits`` for another row."""
+    """One row with one seed; it starts when ``earlier`` has finished, and is made anew when that is."""
 
     row: str
     seed: int
     folder: Path
     command: tuple[str, ...]
-    waits: bool = False
+    earlier: Run | None = None
+
+    @property
+    def record(self) -> list[str]:
+        """What makes the results what they are."""
+        return [*self.command, *(self.earlier.command if self.earlier else ())]
 
     @property
     def finished(self) -> bool:
         """Whether the folder holds the results of exactly this command."""
-        record = self.folder / COMMAND_FILE
+        path = self.folder / COMMAND_FILE
         return (self.folder / "results.json").is_file() and (
-            record.is_file() and json.loads(record.read_text()) == list(self.command)
+            path.is_file() and json.loads(path.read_text()) == self.record
         )
 
     def start(self) -> None:
         """
         Raises:
-            RuntimeError: the run failed.
+            RuntimeError: the run failed, or the earlier one has not finished.
         """
+        if self.earlier and not self.earlier.finished:
+            raise RuntimeError(f"row {self.row!r}, seed {self.seed}: row {self.earlier.row!r} has not finished")
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "results.json").unlink(missing_ok=True)
         threads = {} if _has_gpu() else {"OMP_NUM_THREADS": "1"}
@@ -82,15 +89,23 @@ class Run:
             )
         if code:
             raise RuntimeError(f"row {self.row!r}, seed {self.seed}: exit status {code}, see {log.name}")
-        (self.folder / COMMAND_FILE).write_text(json.dumps(self.command))
+        (self.folder / COMMAND_FILE).write_text(json.dumps(self.record))
 
 
 def read_table(path: Path) -> dict[str, Any]:
     """
     Raises:
-        ValueError: a key is missing or unknown, or two rows have one name.
+        ValueError: no such table, a key is missing or unknown, or two rows have one name.
     """
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no plain YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(table, dict) or not isinstance(table.get("rows", []), list):
+        raise ValueError(f"{path} is no table; expected keys with values, and a list of rows")
+    nameless = [row for row in table.get("rows", []) if not isinstance(row, dict) or "name" not in row]
+    if nameless:
+        raise ValueError(f"{path}: a row has no name: {nameless[0]}")
     keys = {"title", "prepare", "config", "metrics", "seeds", "rows"}
     row_keys = {"name", "opts", "config", "seeds", "eval_only", "after"}
     for where, found, allowed in [
@@ -122,17 +137,23 @@ def runs_of(table: dict[str, Any], output: Path, *, seeds: list[int] | None, pat
     for row in table["rows"]:
         if not fnmatch.fnmatch(row["name"], pattern):
             continue
-        eval_only = row.get("eval_only", False)
         chosen = seeds or row.get("seeds") or table["seeds"]
-        for seed in chosen[:1] if eval_only and "after" not in row else chosen:
-            folder = output / _slug(row["name"]) / f"seed{seed}"
-            command = [sys.executable, "train_net.py", "--config-file", row.get("config", table["config"])]
-            command += ["--eval-only"] if eval_only else []
-            earlier = output / _slug(row.get("after", "")) / f"seed{seed}"
-            command += [str(opt).replace("{after}", str(earlier)) for opt in row.get("opts", [])]
-            command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
-            runs.append(Run(row["name"], seed, folder, tuple(command), waits="after" in row))
+        single = row.get("eval_only") and "after" not in row
+        runs += [_run(table, row, seed, output) for seed in (chosen[:1] if single else chosen)]
     return runs
+
+
+def _run(table: dict[str, Any], row: dict[str, Any], seed: int, output: Path) -> Run:
+    folder = output / _slug(row["name"]) / f"seed{seed}"
+    earlier = None
+    if "after" in row:
+        (other,) = (other for other in table["rows"] if other["name"] == row["after"])
+        earlier = _run(table, other, seed, output)
+    command = [sys.executable, "train_net.py", "--config-file", row.get("config", table["config"])]
+    command += ["--eval-only"] if row.get("eval_only") else []
+    command += [str(opt).replace("{after}", str(earlier.folder) if earlier else "") for opt in row.get("opts", [])]
+    command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    return Run(row["name"], seed, folder, tuple(command), earlier)
 
 
 def prepare(table: dict[str, Any]) -> None:
@@ -149,10 +170,18 @@ def prepare(table: dict[str, Any]) -> None:
             raise RuntimeError(f"{step['run']} failed, or did not make {step['makes']}")
 
 
-def metrics_of(run: Run, names: list[str]) -> dict[str, float]:
-    """The metrics of the first dataset."""
-    results = json.loads((run.folder / "results.json").read_text())["results"]
-    scores = next(iter(results.values()))["sem_seg"]
+def metrics_of(run: Run, names: list[str]) -> dict[str, float | None]:
+    """The metrics of the first dataset; None for one that is a mean over nothing.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    path = run.folder / "results.json"
+    scores = next(iter(json.loads(path.read_text())["results"].values()))["sem_seg"]
+    unknown = [name for name in names if name not in scores]
+    if unknown:
+        known = ", ".join(name for name in scores if "-" not in name)
+        raise ValueError(f"metrics: {unknown[0]!r} is not among those of {path}, which are {known}")
     return {name: scores[name] for name in names}
 
 
@@ -167,10 +196,10 @@ def markdown(table: dict[str, Any], runs: list[Run]) -> str:
         scores = [metrics_of(run, names) for run in mine]
         cells = []
         for name in names:
-            values = [score[name] for score in scores]
+            values = [score[name] for score in scores if score[name] is not None]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        seeds = "-" if row.get("eval_only") else ", ".join(str(run.seed) for run in mine)
+            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
+        seeds = "-" if row.get("eval_only") and "after" not in row else ", ".join(str(run.seed) for run in mine)
         lines.append(f"| {row['name']} | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -193,10 +222,10 @@ def main(argv: list[str] | None = None) -> int:
         todo = [run for run in runs if not run.finished]
         jobs = args.jobs or (1 if _has_gpu() else os.cpu_count() or 1)
         failed = _work(todo, jobs)
+        text = markdown(table, runs_of(table, output, seeds=args.seeds, pattern="*"))
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"run_table: {error}\n")
         return 1
-    text = markdown(table, runs_of(table, output, seeds=args.seeds, pattern="*"))
     output.mkdir(parents=True, exist_ok=True)
     (output / "table.md").write_text(f"{text}\n", encoding="utf-8")
     sys.stdout.write(f"{text}\n")
@@ -218,7 +247,7 @@ def _work(todo: list[Run], jobs: int) -> list[str]:
 
     with tqdm(total=len(todo), desc="runs", unit="run", disable=not todo) as bar, ThreadPoolExecutor(jobs) as pool:
         for waits in (False, True):
-            list(pool.map(one, [run for run in todo if run.waits is waits]))
+            list(pool.map(one, [run for run in todo if (run.earlier is not None) is waits]))
     return failed
 
 

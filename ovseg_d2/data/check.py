@@ -79,6 +79,7 @@ def check_dataset(cfg: Any, dataset_names: str | Sequence[str]) -> None:
         _check_folders(name, _needed_keys(cfg, name))
         records = load_dataset_dicts(name, filter_empty=False)
         _check_classes(cfg, name)
+        _check_seen(cfg, name)
         _check_categories(name, records)
         for key in _needed_keys(cfg, name):
             _check_files(name, records, key)
@@ -163,6 +164,16 @@ def _check_classes(cfg: Any, name: str) -> None:
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}, but dataset {name!r} has "
             f"{num_classes} classes; a model of a closed vocabulary needs the same"
+        )
+
+
+def _check_seen(cfg: Any, name: str) -> None:
+    """A training set of the unseen classes alone is a mistake: it has nothing that training may name."""
+    vocabulary = vocabulary_from_metadata(MetadataCatalog.get(name))
+    if name in cfg.DATASETS.TRAIN and vocabulary.is_seen and not any(vocabulary.is_seen):
+        raise ValueError(
+            f"DATASETS.TRAIN has {name!r}, whose {len(vocabulary)} classes ({', '.join(vocabulary.names[:3])}, ...) "
+            "are all unseen in its zero-shot split; expected the set of the seen classes (base, seen)"
         )
 
 

@@ -20,7 +20,7 @@ from detectron2.structures import BitMasks, Instances, polygons_to_bitmask
 from ovseg_d2.data.augmentation import build_augmentations, build_test_augmentations, transform_masks
 from ovseg_d2.data.check import require_registered
 from ovseg_d2.data.image_io import CorruptImageError, annotated_size, check_size, read_image
-from ovseg_d2.data.label_map import LabelMap
+from ovseg_d2.data.label_map import LabelMap, class_of_label
 from ovseg_d2.data.proposal_files import ProposalReader, proposal_path
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 
@@ -31,16 +31,22 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What the mapper needs to know of a dataset: its number of classes and the label of unlabelled pixels."""
+    """What the mapper needs to know of a dataset: its number of classes, the label of unlabelled pixels, and the class
+    of each label where the two differ (:func:`ovseg_d2.data.label_map.class_of_label`)."""
 
     num_classes: int
     ignore_label: int | None
+    class_of_label: Array | None = None
 
     @classmethod
     def from_name(cls, name: str) -> DatasetInfo:
         require_registered(name)
         metadata = MetadataCatalog.get(name)
-        return cls(len(vocabulary_from_metadata(metadata)), getattr(metadata, "ignore_label", None))
+        return cls(
+            num_classes=len(vocabulary_from_metadata(metadata)),
+            ignore_label=getattr(metadata, "ignore_label", None),
+            class_of_label=class_of_label(metadata),
+        )
 
 
 class OVSegDatasetMapper:
@@ -216,7 +222,7 @@ class OVSegDatasetMapper:
         if channels != 1:
             raise ValueError(f"{path} has {channels} channels, expected 1 of class indices")
         try:
-            return LabelMap.from_semantic(labels, info.num_classes, info.ignore_label)
+            return LabelMap.from_semantic(labels, info.num_classes, info.ignore_label, info.class_of_label)
         except ValueError as error:
             raise ValueError(f"{path} has {error} of {record['dataset_name']!r}") from None
 

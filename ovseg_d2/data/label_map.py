@@ -43,22 +43,30 @@ class LabelMap:
         )
 
     @classmethod
-    def from_semantic(cls, labels: Array, num_classes: int, ignore_label: int | None) -> LabelMap:
+    def from_semantic(
+        cls, labels: Array, num_classes: int, ignore_label: int | None, class_of_label: Array | None = None
+    ) -> LabelMap:
         """From class indices (H, W) with ``ignore_label`` for none; a region a class of the table.
+
+        With ``class_of_label`` (see :func:`class_of_label`) the file's labels are other than the classes.
 
         Raises:
             ValueError: a label outside the table (the caller knows the file's name).
         """
         labels = labels.astype(np.int32, copy=False)
-        valid = (labels >= 0) & (labels < num_classes)
+        num_labels = num_classes if class_of_label is None else len(class_of_label)
+        valid = (labels >= 0) & (labels < num_labels)
         unknown = ~valid if ignore_label is None else ~valid & (labels != ignore_label)
         if unknown.any():
             raise ValueError(
-                f"label {int(labels[unknown].max())}, expected 0..{num_classes - 1} or the ignore label {ignore_label}"
+                f"label {int(labels[unknown].max())}, expected 0..{num_labels - 1} or the ignore label {ignore_label}"
             )
         if ignore_label is not None:
             valid &= labels != ignore_label
-        return cls._of_classes(np.where(valid, labels + 1, 0), num_classes)
+        index = np.where(valid, labels + 1, 0)
+        if class_of_label is not None:
+            index = np.append(0, class_of_label + 1)[index]
+        return cls._of_classes(index, num_classes)
 
     @classmethod
     def _of_classes(cls, index: Array, num_classes: int) -> LabelMap:
@@ -83,6 +91,21 @@ class LabelMap:
         index = torch.from_numpy(self.index)
         masks = index[None] == torch.from_numpy(regions + 1).to(index.dtype)[:, None, None]
         return torch.from_numpy(self.class_ids[regions]), masks
+
+
+def class_of_label(metadata: Any) -> Array | None:
+    """The class in [0, K) of every label of a dataset's semantic files, -1 for labels without one; (labels,) int64.
+
+    None where labels are the classes themselves. A zero-shot view of a dataset reads the files of all its classes, and
+    its metadata says in ``semantic_label_ids`` which label each of its own K classes has among them, and in
+    ``semantic_num_labels`` how many labels there are.
+    """
+    label_ids = getattr(metadata, "semantic_label_ids", None)
+    if label_ids is None:
+        return None
+    table = np.full(metadata.semantic_num_labels, -1, np.int64)
+    table[list(label_ids)] = np.arange(len(label_ids))
+    return table
 
 
 def _positions(values: Array, known: Array) -> Array:

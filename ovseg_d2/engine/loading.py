@@ -102,15 +102,15 @@ def _prompt_sources(model: nn.Module, path: str) -> list[tuple[str, str, str]]:
     scopes = [scope for scope in _PROMPTS if scope in dict(model.named_children())]
     if not scopes:
         raise ValueError(
-            f"MODEL.OVSEG.PROMPTS.WEIGHTS is {path}, but the {type(model).__name__} has no learned prompts; expected '', "
-            "or a PROMPTS.KIND other than 'none', or a CROPS.MASK_PROMPTS above 0"
+            f"MODEL.OVSEG.PROMPTS.WEIGHTS is {path}, but the {type(model).__name__} has no learned prompts; expected "
+            "'', or a PROMPTS.KIND other than 'none', or a CROPS.MASK_PROMPTS above 0"
         )
     return [("MODEL.OVSEG.PROMPTS.WEIGHTS", path, scope) for scope in scopes]
 
 
 def _require_frozen_prompts(model: nn.Module, given: set[str]) -> None:
     """Raise a one-line ``ValueError`` if prompts that are not trained are in no file either."""
-    names = [name for name, p in model.named_parameters() if name.startswith(_PROMPTS) and not p.requires_grad]
+    names = [name for name, p in model.named_parameters() if name.partition(".")[0] in _PROMPTS and not p.requires_grad]
     if missing := [name for name in names if name not in given]:
         raise ValueError(
             f"{missing[0]} is in no file, so that the model would run with prompts that nobody has trained; expected a "

@@ -1,7 +1,7 @@
 """Semantic segmentation metrics, with the seen/unseen split of zero-shot benchmarks."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +10,28 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from ovseg_d2.data.image_io import read_image
+from ovseg_d2.data.label_map import class_of_label
 from ovseg_d2.evaluation.gather import gather_records, required_output
 from ovseg_d2.evaluation.panoptic_png import read_panoptic_png
 
 
 def sem_seg_scores(
-    confusion: np.ndarray, *, class_names: Sequence[str], class_is_seen: Sequence[bool] | None = None
+    confusion: np.ndarray,
+    *,
+    class_names: Sequence[str],
+    class_is_seen: Sequence[bool] | None = None,
+    evaluation_set: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, float]:
     """Scores in percent.
 
     A class that neither the ground truth nor a prediction contains is NaN and left out of means; one that is only
-    predicted has IoU 0 and no accuracy.
+    predicted has IoU 0 and no accuracy. (ZSSeg shows the latter's IoU as NaN, but counts it as 0 in its means too.)
 
     Args:
         confusion: (K, K) pixel counts, [ground truth, prediction]; ignored pixels are not in it.
         class_names: K names.
         class_is_seen: K flags of the zero-shot split; adds ``mIoU_seen``, ``mIoU_unseen``, harmonic mean ``hIoU``.
+        evaluation_set: class indices of named sets; adds the scores of :func:`class_set_scores`.
     """
     confusion = confusion.astype(np.float64)
     correct, gt_area, pred_area = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
@@ -42,9 +48,40 @@ def sem_seg_scores(
         is_seen = np.array(class_is_seen, dtype=bool)
         seen, unseen = _mean(iou[is_seen]), _mean(iou[~is_seen])
         scores |= {"mIoU_seen": seen, "mIoU_unseen": unseen, "hIoU": harmonic_mean(seen, unseen)}
+    for name, class_ids in (evaluation_set or {}).items():
+        scores |= class_set_scores(name, class_ids, iou=iou, correct=correct, gt_area=gt_area)
     scores |= {f"IoU-{name}": value for name, value in zip(class_names, iou.tolist(), strict=True)}
     scores |= {f"ACC-{name}": value for name, value in zip(class_names, accuracy.tolist(), strict=True)}
     return {key: 100 * value for key, value in scores.items()}
+
+
+def class_set_scores(
+    name: str, class_ids: Sequence[int], *, iou: np.ndarray, correct: np.ndarray, gt_area: np.ndarray
+) -> dict[str, float]:
+    """Scores in 0..1 of a set of classes and of all the others, under the names of ZSSeg and FreeSeg.
+
+    ``mIoU-<set>``, ``pAcc-<set>``, the same as ``mIoU-un<set>``, ``pAcc-un<set>`` of the complement, and the harmonic
+    mean of both mIoU, ``hIoU-<set>``. With the seen classes as ``base``, ``hIoU-base`` is ``hIoU``.
+
+    Args:
+        class_ids: the set, indices in [0, K).
+        iou: (K,) IoU, NaN for classes that are nowhere.
+        correct: (K,) rightly predicted pixels.
+        gt_area: (K,) pixels of the ground truth.
+
+    Raises:
+        ValueError: an index that is no class.
+    """
+    outside = [i for i in class_ids if not 0 <= i < len(iou)]
+    if outside:
+        raise ValueError(f"evaluation_set {name!r} has class {outside[0]}; expected 0..{len(iou) - 1}")
+    inside = np.zeros(len(iou), bool)
+    inside[list(class_ids)] = True
+    scores = {}
+    for prefix, chosen in (("", inside), ("un", ~inside)):
+        scores[f"mIoU-{prefix}{name}"] = _mean(iou[chosen])
+        scores[f"pAcc-{prefix}{name}"] = float(_ratio(correct[chosen].sum(), gt_area[chosen].sum()))
+    return scores | {f"hIoU-{name}": harmonic_mean(scores[f"mIoU-{name}"], scores[f"mIoU-un{name}"])}
 
 
 def harmonic_mean(a: float, b: float) -> float:
@@ -59,7 +96,8 @@ class SemSegEvaluator(DatasetEvaluator):
     ``pan_seg_file_name`` and ``segments_info``.
 
     Args:
-        dataset_name: registered dataset; its metadata has the K ``stuff_classes`` and maybe a split, ``class_is_seen``.
+        dataset_name: registered dataset; its metadata has the K ``stuff_classes`` and maybe a split, ``class_is_seen``,
+            and ``evaluation_set``.
         ignore_label: used where the metadata has no ``ignore_label``.
     """
 
@@ -67,6 +105,8 @@ class SemSegEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._class_names = list(metadata.stuff_classes)
         self._class_is_seen = metadata.get("class_is_seen", None)
+        self._evaluation_set = metadata.get("evaluation_set", None)
+        self._class_of_label = class_of_label(metadata)
         self._ignore_label = metadata.get("ignore_label", ignore_label)
         self.reset()
 
@@ -83,7 +123,9 @@ class SemSegEvaluator(DatasetEvaluator):
             if len(scores) != num_classes:
                 raise ValueError(f"{image['file_name']}: sem_seg has {len(scores)} classes, the dataset {num_classes}")
             pred = scores.argmax(dim=0).cpu().numpy()
-            gt, source = load_semantic_ground_truth(image, ignore_label=self._ignore_label)
+            gt, source = load_semantic_ground_truth(
+                image, ignore_label=self._ignore_label, class_of_label=self._class_of_label
+            )
             if gt.shape != pred.shape:
                 raise ValueError(f"{source}: ground truth is {gt.shape}, the prediction {pred.shape} (H, W)")
             valid = gt != self._ignore_label
@@ -104,22 +146,33 @@ class SemSegEvaluator(DatasetEvaluator):
         for cells, counts in images.values():
             confusion[cells] += counts
         confusion = confusion.reshape(len(self._class_names), -1)
-        scores = sem_seg_scores(confusion, class_names=self._class_names, class_is_seen=self._class_is_seen)
+        scores = sem_seg_scores(
+            confusion,
+            class_names=self._class_names,
+            class_is_seen=self._class_is_seen,
+            evaluation_set=self._evaluation_set,
+        )
         return OrderedDict(sem_seg=scores)
 
 
-def load_semantic_ground_truth(image: dict, *, ignore_label: int) -> tuple[np.ndarray, str]:
+def load_semantic_ground_truth(
+    image: dict, *, ignore_label: int, class_of_label: np.ndarray | None = None
+) -> tuple[np.ndarray, str]:
     """Class ids (H, W) int64 of a dataset dict, and the file they come from.
+
+    ``class_of_label`` is the table of :func:`ovseg_d2.data.label_map.class_of_label` of the dataset.
 
     Raises:
         FileNotFoundError: there is neither a semantic nor a panoptic file.
-        ValueError: the semantic file has more than one channel.
+        ValueError: the semantic file has more than one channel, or a label that the table lacks.
     """
     path = image.get("sem_seg_file_name")
     if path is not None and Path(path).is_file():
         gt = read_image(str(path)).astype(np.int64)
         if gt.ndim != 2:
             raise ValueError(f"{path}: semantic ground truth has one channel, found shape {gt.shape}")
+        if class_of_label is not None:
+            gt = _classes(gt, class_of_label, ignore_label, str(path))
         return gt, str(path)
     if "pan_seg_file_name" not in image:
         raise FileNotFoundError(f"semantic ground truth of {image['file_name']} not found: {path or 'none registered'}")
@@ -129,6 +182,18 @@ def load_semantic_ground_truth(image: dict, *, ignore_label: int) -> tuple[np.nd
     for segment in image["segments_info"]:
         gt[ids == segment["id"]] = segment["category_id"]
     return gt, str(path)
+
+
+def _classes(labels: np.ndarray, class_of_label: np.ndarray, ignore_label: int, source: str) -> np.ndarray:
+    valid = labels != ignore_label
+    highest = int(labels.max(initial=0, where=valid))
+    if highest >= len(class_of_label):
+        raise ValueError(
+            f"{source}: label {highest} found, allowed are 0..{len(class_of_label) - 1} and {ignore_label}"
+        )
+    classes = np.full(labels.shape, ignore_label, np.int64)
+    classes[valid] = np.where(class_of_label < 0, ignore_label, class_of_label)[labels[valid]]
+    return classes
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

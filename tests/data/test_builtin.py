@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
 
 from ovseg_d2.data.datasets import dataset_root
-from ovseg_d2.data.datasets.builtin import class_table
+from ovseg_d2.data.datasets.class_tables import class_table
 
 
 def test_coco_table_is_cocos() -> None:

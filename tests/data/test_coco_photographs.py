@@ -14,7 +14,7 @@ from PIL import Image
 from ovseg_d2.data import OVSegDatasetMapper, build_test_loader, build_train_loader, check_dataset
 from ovseg_d2.data.check import load_dataset_dicts
 from ovseg_d2.data.datasets import register_coco_panoptic
-from ovseg_d2.data.datasets.builtin import class_table
+from ovseg_d2.data.datasets.class_tables import class_table
 from tests.data.coded_data import data_cfg, forget
 
 SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_panoptic_sample"

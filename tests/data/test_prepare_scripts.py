@@ -12,7 +12,7 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
-from ovseg_d2.data.datasets.builtin import class_table
+from ovseg_d2.data.datasets.class_tables import class_table
 from ovseg_d2.data.datasets.coco_format import load_coco_instances, load_coco_panoptic, metadata_from_categories
 from tests.data.coded_data import CodedData, forget
 

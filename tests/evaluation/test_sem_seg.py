@@ -107,3 +107,20 @@ def test_bad_input(dataset, tmp_path):
         evaluator.process(dataset.inputs, [sem_seg_output(np.zeros_like(LABELS), num_classes=5)])
     with pytest.raises(FileNotFoundError, match="semantic ground truth of a.jpg not found: none registered"):
         evaluator.process([{"file_name": "a.jpg"}], [sem_seg_output(np.zeros_like(LABELS))])
+
+
+def test_sets_of_classes(dataset):
+    """ZSSeg's scores of a set of classes and of all the others, from the counts of the test by hand above."""
+    pred = np.array([[CAT, CAT, DOG, CAT], [CAT, GRASS, GRASS, CAT]])
+    metadata = MetadataCatalog.get(dataset.name)
+    metadata.set(class_is_seen=[True, True, False], evaluation_set={"base": [CAT, GRASS], "novel_thing": [DOG]})
+    scores = evaluate(dataset, pred)
+    for ours, theirs in (("mIoU_seen", "mIoU-base"), ("mIoU_unseen", "mIoU-unbase"), ("hIoU", "hIoU-base")):
+        assert scores[ours] == scores[theirs]
+    assert scores["mIoU-novel_thing"] == 0 and scores["mIoU-unnovel_thing"] == scores["mIoU_seen"]
+    assert scores["pAcc-base"] == pytest.approx(100 * 4 / 7) and np.isnan(scores["pAcc-unbase"])
+
+
+def test_evaluation_set_of_another_table():
+    with pytest.raises(ValueError, match=r"evaluation_set 'base' has class 2; expected 0..1"):
+        sem_seg_scores(np.eye(2), class_names=["a", "b"], evaluation_set={"base": [0, 2]})

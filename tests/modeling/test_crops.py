@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ovseg_d2.modeling.clip.image_prompts import MaskPrompts
 from ovseg_d2.modeling.mask_classification.crops import (
     CropEncoder,
     expanded_boxes,
@@ -128,3 +129,52 @@ def test_unknown_options(key):
     options = {"style": "crop", "size": 8} | {key: "else"}
     with pytest.raises(ValueError, match=f"MODEL.OVSEG.CROPS.{key.upper()} is 'else'; allowed are"):
         CropEncoder(**options)
+
+
+class Patchwork(MeanColour):
+    """Two patches a side; the embedding is the number of patches that the prompts let through."""
+
+    patch_size = 4
+
+    def forward(self, images, *, prompts=None):
+        kept = torch.ones(len(images), 4, 3) if prompts is None else prompts.start(torch.ones(len(images), 4, 3))
+        return ClipFeatures(image_embeds=kept.sum(1), dense=None, layers={})
+
+
+@pytest.mark.parametrize("chunk_size", [1, 32])
+def test_mask_prompts_stand_for_patches_outside_of_the_mask(chunk_size):
+    images, proposals = quadrants()
+    proposals.mask_logits[0, 1, 8:, :8] = 9.0  # two opposite quadrants
+    proposals.mask_logits[1, 2, 0, 14] = 9.0  # one pixel far away, which nearest neighbours find
+    encoder = CropEncoder(style="mask_crop", size=8, chunk_size=chunk_size)
+    prompts = MaskPrompts(depth=1, num_patches=4, dim=3)
+    embeds, valid = encoder(Patchwork(), images, proposals, mask_prompts=prompts)
+    assert valid.tolist() == [[True] * 4 + [False] * 2] * 2
+    assert embeds[..., 0].tolist() == [[4, 2, 4, 4, 0, 0], [4, 4, 2, 4, 0, 0]]
+    assert encoder(Patchwork(), images, proposals)[0][0, :4, 0].tolist() == [4, 4, 4, 4]
+
+
+def test_mirrored_crops():
+    images, proposals = quadrants()
+    image, masks = torch.randn(3, 16, 16), proposals.mask_logits[0, :4] > 0
+    masks[0, :4, :4] = False
+    encoder = CropEncoder(style="mask_crop", size=8, chunk_size=3)
+    boxes = torch.tensor([[0.0, 0, 8, 8], [4, 0, 16, 8], [0, 8, 8, 16], [8, 8, 16, 16]])
+    flipped = torch.tensor([True, False, True, False])
+    seen = []
+
+    class Keeper(Patchwork):
+        def forward(self, images, *, prompts=None):
+            seen.append((images, prompts.kept))
+            return super().forward(images, prompts=prompts)
+
+    prompts = MaskPrompts(depth=1, num_patches=4, dim=3)
+    encoder.encode_boxes(Keeper(), image, masks, boxes, flipped=flipped, mask_prompts=prompts)
+    crops, kept = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    seen.clear()
+    encoder.encode_boxes(Keeper(), image, masks, boxes, mask_prompts=prompts)
+    plain, plain_kept = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert kept[0].flatten().tolist() == [True, False, True, True]
+    assert plain_kept[0].flatten().tolist() == [False, True, True, True]
+    for i in range(4):
+        assert crops[i].equal(plain[i].flip(-1) if flipped[i] else plain[i])

@@ -48,7 +48,7 @@ def maft_cfg(generator: str = "PrecomputedProposals", clip: str = "OVShapes-ViT"
     cfg.MODEL.META_ARCHITECTURE = "MAFT"
     ovseg = cfg.MODEL.OVSEG
     ovseg.CLIP.NAME = clip
-    ovseg.CLIP.TRAINABLE = "attention" if clip == "OVShapes-ViT" else "full"
+    ovseg.CLIP.TRAINABLE = "attention"
     ovseg.CLIP.RESIZE, ovseg.CLIP.INPUT_SIZE = "padded_square", 40 if clip == "OVShapes-ViT" else 64
     ovseg.MAFT.START_LAYER = 3
     ovseg.ENSEMBLE.NAME = "none"

@@ -86,10 +86,12 @@ class RecordedTextMAFT(MAFT):
 
     rows: Tensor
 
-    def query_text(self, vocabulary: Vocabulary) -> TextClasses:
+    def query_text(self, vocabulary: Vocabulary, task: str = "") -> TextClasses:
         num_classes = len(self.rows)
         every = torch.ones(num_classes, dtype=torch.bool)
         return TextClasses(self.rows[:, None], torch.arange(num_classes), every, every)
+
+    region_text = query_text
 
 
 def maft_forward(case: Case) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""COCO and ADE20K: what detectron2 does not register itself, in the folder layouts of the public projects.
+"""COCO panoptic and ADE20K: what detectron2 does not register itself, in the folder layouts of the public projects.
 
 detectron2 has COCO instances (``coco_2017_{train,val}``), ADE20K semantic (``ade20k_sem_seg_{train,val}``) and all of
 Cityscapes; `datasets/README.md` shows every layout.
@@ -6,23 +6,17 @@ Cityscapes; `datasets/README.md` shows every layout.
 
 from __future__ import annotations
 
-import json
 import os
-from importlib import resources
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ovseg_d2.data.datasets.class_tables import class_table
 from ovseg_d2.data.datasets.coco_format import (
     load_coco_instances,
     metadata_from_categories,
     register_coco_panoptic,
     register_dataset,
 )
-
-
-def class_table(name: str) -> list[dict]:
-    """The category table ``class_names/<name>.json``: a list of {id, name, isthing, color}."""
-    return json.loads((resources.files(__package__) / "class_names" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def register_coco(root: str) -> None:

@@ -123,36 +123,6 @@ def register_semantic_folder(
     )
 
 
-_KINDS: dict[str, Callable[..., None]] = {
-    "panoptic": register_coco_panoptic,
-    "instance": register_coco_instances,
-    "semantic": register_semantic_folder,
-}
-
-
-def register_from_entries(entries: Sequence[dict[str, Any]]) -> None:
-    """Register datasets described in a configuration file (``DATASETS.REGISTER``), one mapping a dataset.
-
-    An entry has ``kind`` (panoptic, instance or semantic) and the arguments of the ``register_*`` function of that
-    kind; relative paths start at DETECTRON2_DATASETS. Names that are registered already are left alone, so that a
-    configuration can be set up more than once in a process.
-    """
-    for index, entry in enumerate(entries):
-        arguments = dict(entry)
-        kind = arguments.pop("kind", None)
-        if kind not in _KINDS:
-            raise ValueError(f"DATASETS.REGISTER[{index}]: kind is {kind!r}; expected one of {', '.join(_KINDS)}")
-        for key, value in arguments.items():
-            if key.endswith(("_root", "_json")) and value is not None:
-                arguments[key] = os.path.join(dataset_root(), os.path.expanduser(value))
-        if arguments.get("name") in DatasetCatalog.list():
-            continue
-        try:
-            _KINDS[kind](**arguments)
-        except TypeError as error:  # a missing or unknown argument: the message names it
-            raise ValueError(f"DATASETS.REGISTER[{index}] ({kind}): {error}") from None
-
-
 def metadata_from_categories(categories: Sequence[dict]) -> dict[str, Any]:
     """Class names, colours and id maps of COCO ``categories``, contiguous in the order of the category ids.
 
@@ -172,15 +142,13 @@ def metadata_from_categories(categories: Sequence[dict]) -> dict[str, Any]:
     }
     if len(metadata["stuff_dataset_id_to_contiguous_id"]) < len(table):
         raise ValueError("a category id occurs twice in the category table; ids must be distinct")
-    metadata["thing_colors"] = [_color(i, category) for i, category in things]
-    metadata["stuff_colors"] = [_color(i, category) for i, category in table]
+    metadata["thing_colors"] = [list(category.get("color") or class_color(i)) for i, category in things]
+    metadata["stuff_colors"] = [list(category.get("color") or class_color(i)) for i, category in table]
     return metadata
 
 
-def _color(index: int, category: dict) -> list[int]:
-    """The category's own RGB, or one made from its index (bits spread over the channels, as Pascal VOC does)."""
-    if "color" in category:
-        return list(category["color"])
+def class_color(index: int) -> list[int]:
+    """An RGB made from a class's index (bits spread over the channels, as Pascal VOC does)."""
     rgb, value = [0, 0, 0], index + 1
     for bit in range(7, -1, -1):
         for channel in range(3):

@@ -61,7 +61,7 @@ class DeepImagePrompts(nn.Module):
 class MaskPrompts(nn.Module):
     """Learned embeddings for the patches of a crop that its mask leaves out (OVSeg, arXiv 2210.04150, section 3.3).
 
-    They start as zeros, the tokens of a blank image that the paper improves on. CLIP itself is not changed.
+    They start as zeros, which is what patches of the mean colour are embedded as. CLIP itself is not changed.
     """
 
     def __init__(self, *, depth: int, num_patches: int, dim: int) -> None:

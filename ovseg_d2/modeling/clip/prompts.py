@@ -192,8 +192,11 @@ def build_sentence_prompts(cfg: CfgNode, clip: Clip) -> SentencePrompts | None:
             f"{ovseg.CLIP.NAME} pools by {clip.text.pool_type!r}; expected 'none'"
         )
     with_tasks = options.KIND == "freeseg"
-    if with_tasks and not options.TASKS:
-        raise ValueError("MODEL.OVSEG.PROMPTS.TASKS is empty; KIND 'freeseg' expects the name of at least one task")
+    if with_tasks and len(options.TASKS) not in (1, 3):
+        raise ValueError(
+            f"MODEL.OVSEG.PROMPTS.TASKS has {len(options.TASKS)} names; KIND 'freeseg' expects those of semantic, "
+            "instance and panoptic segmentation in this order, or one for all of them"
+        )
     full_stop, *task_tokens = _word_tokens(ovseg.CLIP.NAME, [".", *(options.TASKS if with_tasks else ())])
     num_task = options.TASK if with_tasks else 0
     # SOT, a name of one token, the full stop and EOT are four.
@@ -215,5 +218,6 @@ def build_sentence_prompts(cfg: CfgNode, clip: Clip) -> SentencePrompts | None:
 
 def _word_tokens(clip_name: str, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each text, without SOT and EOT."""
-    tokens = clip_tokenizer(clip_name)(list(texts))
-    return [row[1 : int(row.argmax())].tolist() for row in tokens.cpu()]
+    with torch.device("cpu"):  # models are built on the meta device, too
+        tokens = clip_tokenizer(clip_name)(list(texts))
+    return [row[1 : int(row.argmax())].tolist() for row in tokens]

@@ -97,11 +97,13 @@ def painted_segments(
     things = is_thing.to(named.labels.device)[named.labels]
     accepted = named.agreed.any(dim=2).any(dim=1) & (named.overlap() >= overlap_threshold)
     accepted &= ~things | (named.scores >= object_mask_threshold)
-    id_of_mask, segments = numbered_segments(named.labels, accepted, is_thing)
-    # The last of the accepted masks at each pixel, counted from 1.
-    places = torch.arange(1, len(accepted) + 1, device=accepted.device) * accepted
-    last = (named.agreed * places[:, None, None]).amax(0)
-    return torch.cat([id_of_mask.new_zeros(1), id_of_mask])[last], segments
+    ids, segments = numbered_segments(named.labels, accepted, is_thing)
+    ids, agreed = ids[accepted], named.agreed[accepted]
+    if not segments:
+        return ids.new_zeros(agreed.shape[1:]), []
+    # The last mask at each pixel, counted from 1.
+    last = (agreed * torch.arange(1, len(ids) + 1, dtype=torch.int32, device=ids.device)[:, None, None]).amax(0)
+    return torch.cat([ids.new_zeros(1), ids])[last], segments
 
 
 def freeseg_instance_inference(

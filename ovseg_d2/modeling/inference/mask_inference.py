@@ -6,6 +6,7 @@ Mask2Former, arXiv 2112.01527, and MaskFormer, arXiv 2107.06278, section 3.4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -164,6 +165,12 @@ class MaskInference:
             align_corners=cfg.MODEL.OVSEG.PROPOSALS.ALIGN_CORNERS,
             merge=test.MERGE,
         )
+
+    def only(self, task: str) -> MaskInference:
+        """The same for one of the tasks."""
+        one = copy(self)
+        one.tasks = frozenset({task})
+        return one
 
     def resize(
         self,

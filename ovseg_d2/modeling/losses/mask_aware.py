@@ -99,7 +99,7 @@ class MaskAwareLoss(nn.Module):
         count = clip_probs.new_zeros(())
         for i, target in enumerate(targets):
             used = None if valid is None else valid[i]
-            if not len(target) or (used is not None and not used.any()):
+            if not len(target) or not clip_probs.shape[1] or (used is not None and not used.any()):
                 continue
             with torch.no_grad():
                 iou = normalized_iou(soft_iou(mask_probs[i].float(), target.masks), used)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg_d2.modeling.clip.image_encoder import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, ClipImageEncoder
+from ovseg_d2.modeling.clip.image_prompts import MaskPrompts
 from ovseg_d2.modeling.clip.preprocess import RESIZE_MODES, resize_image_batch, resize_masks
 from ovseg_d2.modeling.mask_classification.crops import CropEncoder
 from ovseg_d2.structures import ImageBatch, MaskProposals
@@ -75,16 +76,25 @@ class MaskEncoder(nn.Module):
         )
 
     def forward(
-        self, visual: ClipImageEncoder, images: ImageBatch, proposals: MaskProposals
+        self,
+        visual: ClipImageEncoder,
+        images: ImageBatch,
+        proposals: MaskProposals,
+        *,
+        mask_prompts: MaskPrompts | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """
+        Args:
+            mask_prompts: for what a mask leaves out of a crop.
+
         Returns:
             Embeddings (N, Q, D), not normalised, and which rows are valid, (N, Q) bool; None if all are. For crops a
             mask without a pixel is not valid.
         """
         if self.crops is not None:
             masks = self.resized(proposals.mask_logits, images)
-            return self.crops(visual, self.clip_copy(images, resize="none"), replace(proposals, mask_logits=masks))
+            copy = self.clip_copy(images, resize="none")
+            return self.crops(visual, copy, replace(proposals, mask_logits=masks), mask_prompts=mask_prompts)
         copy = self.clip_copy(images, divisor=divisor_of(visual))
         features = visual(copy.tensor, masks_only=True)
         mask_probs = self.resized(proposals.mask_logits, images).sigmoid()

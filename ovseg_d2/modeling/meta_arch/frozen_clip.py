@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from ovseg_d2.data.templates import get_templates
 from ovseg_d2.modeling.clip.architectures import tower_kind
 from ovseg_d2.modeling.clip.build import clip_tokenizer
+from ovseg_d2.modeling.clip.image_prompts import MaskPrompts, build_mask_prompts
+from ovseg_d2.modeling.clip.prompts import SentencePrompts, build_sentence_prompts
 from ovseg_d2.modeling.losses.set_criterion import SetCriterion
+from ovseg_d2.modeling.losses.task_targets import TASKS, TaskSampler, targets_of_task
 from ovseg_d2.modeling.mask_classification.host_ensemble import HostEnsemble, calibrated
 from ovseg_d2.modeling.mask_classification.mask_encoder import MaskEncoder
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
@@ -44,6 +47,10 @@ class FrozenCLIP(ClipSegmentor):
         mask_encoder: MaskEncoder,
         ensemble: HostEnsemble,
         region_classifier: TextClassifier | None = None,
+        prompts: SentencePrompts | None = None,
+        query_prompts: bool = True,
+        mask_prompts: MaskPrompts | None = None,
+        tasks: TaskSampler | None = None,
         calibration: float = 0.0,
         **shared: Any,
     ) -> None:
@@ -54,6 +61,10 @@ class FrozenCLIP(ClipSegmentor):
             mask_encoder: masks -> CLIP's embeddings of them, as crops.
             ensemble: what becomes of the two classifications.
             region_classifier: texts that CLIP compares masks with; None: those of the generator's classifier.
+            prompts: learned sentences around the names (ZSSeg), one a task (FreeSeg); trained before, by PromptTuning.
+            query_prompts: they are in the texts of the generator's classifier, too.
+            mask_prompts: for what a mask leaves out of a crop (OVSeg).
+            tasks: draws the kind of targets of each iteration; None: the targets as they are.
             calibration: subtracted from the semantic scores of seen classes (ZegFormer).
             shared: see :class:`ClipSegmentor`.
         """
@@ -63,8 +74,13 @@ class FrozenCLIP(ClipSegmentor):
         self.mask_encoder = mask_encoder
         self.ensemble = ensemble
         self.region_classifier = region_classifier
+        self.prompts, self.query_prompts = prompts, query_prompts
+        self.mask_prompts = mask_prompts
+        self.tasks = tasks
         self.calibration = calibration
-        self.clip.requires_grad_(False)
+        for trained_before in (self.clip, self.prompts, self.mask_prompts):
+            if trained_before is not None:
+                trained_before.requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -88,6 +104,10 @@ class FrozenCLIP(ClipSegmentor):
             "mask_encoder": MaskEncoder.from_config(cfg, crops=True),
             "ensemble": HostEnsemble.from_config(cfg, has_classes=has_classes),
             "region_classifier": _region_classifier(cfg, shared["text_classifier"]),
+            "prompts": build_sentence_prompts(cfg, shared["clip"]),
+            "query_prompts": ovseg.FROZEN_CLIP.QUERY_PROMPTS,
+            "mask_prompts": build_mask_prompts(cfg, shared["clip"]),
+            "tasks": TaskSampler.from_config(cfg) if has_classes else None,
             "calibration": ovseg.ENSEMBLE.CALIBRATE,
             **shared,
         }
@@ -108,23 +128,42 @@ class FrozenCLIP(ClipSegmentor):
             raise ValueError(
                 f"a FrozenCLIP on {type(self.proposals).__name__} has nothing to train; evaluate it with --eval-only"
             )
-        text = self.query_text(self.required(vocabulary))
-        proposals = self.propose(self.proposals, images, text)
+        vocabulary = self.required(vocabulary)
+        task = TASKS[0]
+        if self.tasks is not None:
+            task = self.tasks.draw()
+            targets = targets_of_task(targets, task, vocabulary.is_thing)
+        proposals = self.propose(self.proposals, images, self.query_text(vocabulary, task))
         return self.criterion(proposals, targets, images.image_ids)
 
     def infer(
         self, images: ImageBatch, batched_inputs: Sequence[dict[str, Any]], vocabulary: Vocabulary
     ) -> list[dict[str, Any]]:
-        results = super().infer(images, batched_inputs, vocabulary)
-        if self.calibration and "semantic" in self.inference.tasks:
+        tasks = [task for task in TASKS if task in self.inference.tasks]
+        if not self._has_task_prompts:
+            results = super().infer(images, batched_inputs, vocabulary)
+        else:  # each result comes from the texts of its task
+            results = [{} for _ in batched_inputs]
+            for task in tasks:
+                proposals = self.predict(images, vocabulary, task)
+                inference = self.inference.only(task)
+                for result, part in zip(
+                    results, self.results(proposals, images, batched_inputs, vocabulary, inference), strict=True
+                ):
+                    result.update(part)
+        if self.calibration and "semantic" in tasks:
             seen = self.region_text(vocabulary).seen
             for result in results:
                 result["sem_seg"] = calibrated(result["sem_seg"], seen, self.calibration)
         return results
 
-    def predict(self, images: ImageBatch, vocabulary: Vocabulary) -> MaskProposals:
-        text = self.region_text(vocabulary)
-        proposals = self.propose(self.proposals, images, self.query_text(vocabulary))
+    def predict(self, images: ImageBatch, vocabulary: Vocabulary, task: str = TASKS[0]) -> MaskProposals:
+        """
+        Args:
+            task: whose texts are used, where tasks have prompts.
+        """
+        text = self.region_text(vocabulary, task)
+        proposals = self.propose(self.proposals, images, self.query_text(vocabulary, task))
         mask_embeds, valid = self.mask_embeds(images, proposals)
         scores = self.ensemble(
             cosine_logits(mask_embeds, text, self.clip.scale()),
@@ -138,17 +177,28 @@ class FrozenCLIP(ClipSegmentor):
 
     def mask_embeds(self, images: ImageBatch, proposals: MaskProposals) -> tuple[Tensor, Tensor | None]:
         """CLIP's embeddings of the masks (N, Q, D), not normalised, and which are valid (N, Q)."""
-        return self.mask_encoder(self.clip.visual, images, proposals)
+        return self.mask_encoder(self.clip.visual, images, proposals, mask_prompts=self.mask_prompts)
 
-    def query_text(self, vocabulary: Vocabulary) -> TextClasses:
+    def query_text(self, vocabulary: Vocabulary, task: str = TASKS[0]) -> TextClasses:
         """Embeddings (E, 1, D) for the generator's classifier."""
-        return averaged(self.text(vocabulary))
+        return self._text(self.text_classifier, vocabulary, task, self.prompts if self.query_prompts else None)
 
-    def region_text(self, vocabulary: Vocabulary) -> TextClasses:
+    def region_text(self, vocabulary: Vocabulary, task: str = TASKS[0]) -> TextClasses:
         """Embeddings (E, 1, D) for CLIP's classification of masks."""
-        if self.region_classifier is None:
-            return self.query_text(vocabulary)
-        return averaged(self.region_classifier(self.clip.text, vocabulary))
+        return self._text(self.region_classifier or self.text_classifier, vocabulary, task, self.prompts)
+
+    @property
+    def _has_task_prompts(self) -> bool:
+        return self.prompts is not None and len(self.prompts.task_tokens) > 1
+
+    def _text(
+        self, classifier: TextClassifier, vocabulary: Vocabulary, task: str, prompts: SentencePrompts | None
+    ) -> TextClasses:
+        text = classifier(self.clip.text, vocabulary, prompts=prompts)
+        if prompts is not None and self._has_task_prompts:
+            index = TASKS.index(task)
+            return replace(text, embeds=text.embeds[:, index : index + 1])
+        return averaged(text)
 
 
 def _region_classifier(cfg: CfgNode, query_classifier: TextClassifier) -> TextClassifier | None:

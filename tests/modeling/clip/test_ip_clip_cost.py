@@ -1,4 +1,4 @@
-"""What IP-CLIP costs beside crops: multiply-adds of ViT-B/16, counted while the project's own code runs (MAFT, Table 4a)."""
+"""What IP-CLIP costs beside crops: multiply-adds of ViT-B/16, counted while the real code runs (MAFT, Table 4a)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ def encoder() -> ClipViT:
     """Nothing is computed on the meta device: shapes are enough for counting."""
     options = {"mask_mode": "maft", "start_layer": 8, "last_block": "none"}
     with torch.device("meta"):
-        return build_clip("ViT-B-16", visual_kwargs=options, with_text=False).visual.eval()
+        return build_clip("ViT-B-16", visual_kwargs=options, with_text=False).visual.eval().requires_grad_(False)
 
 
 def meta(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
-@torch.no_grad()
 def gigamacs(run: Callable[[], object]) -> tuple[float, float]:
     """Of everything; of the patch embedding and the feed-forward networks alone, as the paper counts."""
     with FlopCounterMode(display=False) as counter:

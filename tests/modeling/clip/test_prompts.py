@@ -1,12 +1,16 @@
-"""Learned contexts and deep text prompts."""
+"""Learned contexts, deep text prompts and learned sentences."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 
-from ovseg_d2.modeling.clip.prompts import DeepTextPrompts, LearnableContexts, SentencePrompts
+from ovseg_d2.modeling.clip.build import build_clip_from_config, clip_tokenizer
+from ovseg_d2.modeling.clip.prompts import DeepTextPrompts, LearnableContexts, SentencePrompts, build_sentence_prompts
 from ovseg_d2.modeling.clip.text_encoder import ClipTextEncoder
+from ovseg_d2.modeling.text_classifier import TextClassifier
+from tests.helpers import numbered_vocabulary, randomise, tiny_cfg
 from tests.modeling.clip.tiny_text import TOKENIZER, random_tokens, tiny_text_model
 
 
@@ -106,3 +110,80 @@ def test_sentences_of_words_equal_the_sentence(encoder, suffix, tasks):
             before = torch.tensor([words(f"{task} please do") if tasks else []], dtype=torch.long)
             expected = encoder(torch.cat([before, sentence[:, :60]], dim=1))[0]
             torch.testing.assert_close(embed, expected, rtol=1e-5, atol=1e-5)
+
+
+def prompt_cfg(kind: str = "freeseg", **options: object) -> CfgNode:
+    cfg = tiny_cfg()
+    cfg.MODEL.OVSEG.CLIP.NAME = "OVShapes-ViT"
+    cfg.MODEL.OVSEG.TEXT.TEMPLATES = ["name"]
+    cfg.MODEL.OVSEG.PROMPTS.KIND = kind
+    for key, value in options.items():
+        cfg.MODEL.OVSEG.PROMPTS[key] = value
+    return cfg
+
+
+def built(cfg: CfgNode) -> SentencePrompts | None:
+    return build_sentence_prompts(cfg, build_clip_from_config(cfg))
+
+
+def test_prompts_of_the_config():
+    assert built(prompt_cfg("none")) is None
+    prompts = built(prompt_cfg("zsseg", SUFFIX=2))
+    assert {name: tuple(p.shape) for name, p in prompts.named_parameters()} == {
+        "prefix_prompt": (16, 128),
+        "suffix_prompt": (2, 128),
+    }
+    assert prompts.task_tokens == ((),)
+    prompts = built(prompt_cfg("freeseg"))
+    assert {name: tuple(p.shape) for name, p in prompts.named_parameters()} == {
+        "prefix_prompt": (16, 128),
+        "task_prompt": (8, 128),
+    }
+    # Kaiming's uniform distribution, a = 2: limits sqrt(6 / (5 * 128)).
+    limit = (6 / (5 * 128)) ** 0.5
+    assert 0.9 * limit < prompts.task_prompt.abs().max() <= limit
+    words = clip_tokenizer("OVShapes-ViT").encode
+    assert prompts.task_tokens == tuple(tuple(words(task)) for task in prompt_cfg().MODEL.OVSEG.PROMPTS.TASKS)
+    assert prompts.full_stop == words(".")[0]
+
+
+def test_frozen_prompts_keep_the_tasks_apart():
+    cfg = prompt_cfg("freeseg", PREFIX=2, TASK=2, TASKS=["all.", "instances.", "stuff."])
+    clip = build_clip_from_config(cfg)
+    randomise(clip.text)
+    prompts = randomise(build_sentence_prompts(cfg, clip), 1).requires_grad_(False)
+    classifier = TextClassifier(tokenizer=clip_tokenizer("OVShapes-ViT"), templates=["{}"]).eval()
+    vocabulary = numbered_vocabulary(3, 3)
+    first, again = (classifier(clip.text, vocabulary, prompts=prompts).embeds for _ in range(2))
+    assert first.shape == (3, 3, 128) and first.equal(again)
+    assert (first[:, 0] - first[:, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "coop"}, "PROMPTS.KIND is 'coop'; allowed are none, zsseg, freeseg"),
+        ({"TASKS": ["a.", "b."]}, "PROMPTS.TASKS has 2 names; KIND 'freeseg' expects"),
+        ({"PREFIX": 70}, "a sentence has 96 tokens with a name of one; the text tower of OVShapes-ViT has 77 places"),
+    ],
+)
+def test_wrong_prompts(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        built(prompt_cfg(**options))
+    assert "\n" not in str(error.value)
+
+
+def test_templates_beside_learned_sentences():
+    cfg = prompt_cfg()
+    cfg.MODEL.OVSEG.TEXT.TEMPLATES = ["vild"]
+    with pytest.raises(ValueError, match=r"TEXT.TEMPLATES is \['vild'\], .* expected \['name'\]"):
+        built(cfg)
+    # ZSSeg on VOC: a fixed sentence for the generator, the learned one for CLIP.
+    cfg.MODEL.OVSEG.FROZEN_CLIP.REGION_TEMPLATES = ["{}"]
+    with pytest.raises(ValueError, match=r"TEXT.TEMPLATES is \['vild'\]"):
+        built(cfg)
+    cfg.MODEL.OVSEG.FROZEN_CLIP.QUERY_PROMPTS = False
+    assert built(cfg) is not None
+    cfg.MODEL.OVSEG.FROZEN_CLIP.REGION_TEMPLATES = ["single"]
+    with pytest.raises(ValueError, match=r"FROZEN_CLIP.REGION_TEMPLATES is \['single'\]"):
+        built(cfg)

@@ -1,0 +1,145 @@
+"""Registrations of COCO-Stuff, VOC, Pascal Context and the full ADE20K in the layouts of the public projects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from ovseg_d2.data import OVSegDatasetMapper
+from ovseg_d2.data.datasets import dataset_root, open_vocabulary
+from ovseg_d2.data.vocabulary import vocabulary_from_metadata
+from tests.data.coded_data import data_cfg, forget
+
+PREFIXES = ("coco_2017_train_stuff", "coco_2017_test_stuff", "coco_2017_val_", "voc_", "pascal_voc", "pcontext")
+KEEP = "coco_2017_val_panoptic"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder to register from; the usual registrations come back afterwards."""
+    names = [n for n in DatasetCatalog.list() if n.startswith(PREFIXES) and not n.startswith(KEEP)]
+    names = [n for n in names if n.endswith("sem_seg") or "_sem_seg_" in n]
+    for name in names:
+        forget(name)
+    yield tmp_path
+    for name in names:
+        forget(name)
+    register_all(dataset_root())
+
+
+def register_all(root: str | Path) -> None:
+    for register in (
+        open_vocabulary.register_coco_stuff,
+        open_vocabulary.register_voc,
+        open_vocabulary.register_pascal_context,
+    ):
+        register(str(root))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "num_seen", "ignore_label", "folder"),
+    [
+        ("coco_2017_train_stuff_sem_seg", 171, 156, 255, "coco/stuffthingmaps_detectron2/train2017"),
+        ("coco_2017_train_stuff_base_sem_seg", 156, 156, 255, "coco/stuffthingmaps_detectron2/train2017"),
+        ("coco_2017_test_stuff_sem_seg", 171, 156, 255, "coco/stuffthingmaps_detectron2/val2017"),
+        ("coco_2017_test_stuff_novel_sem_seg", 15, 0, 255, "coco/stuffthingmaps_detectron2/val2017"),
+        ("coco_2017_train_stuff_seen_sem_seg", 156, 156, 255, "coco/stuffthingmaps_detectron2/train2017"),
+        ("coco_2017_val_unseen_stuff_seen_sem_seg", 15, 0, 255, "coco/stuffthingmaps_detectron2/val2017"),
+        ("coco_2017_val_all_stuff_sem_seg", 171, 156, 255, "coco/stuffthingmaps_detectron2/val2017"),
+        ("voc_base_sem_seg_train", 15, 15, 255, "VOCdevkit/VOC2012/annotations_ovs/train"),
+        ("voc_sem_seg_test", 20, 15, 255, "VOCdevkit/VOC2012/annotations_ovs/val"),
+        ("voc_sem_seg_val", 20, None, 255, "VOCdevkit/VOC2012/annotations_ovs/val"),
+        ("pascal_voc_val_all_sem_seg", 20, 15, 255, "VOCdevkit/VOC2012/annotations_ovs/val"),
+        ("pcontext_sem_seg_val", 59, None, 255, "VOC2010/annotations_detectron2_ovs/pc59_val"),
+        ("pcontext_full_sem_seg_val", 459, None, 65535, "VOC2010/annotations_detectron2_ovs/pc459_val"),
+        ("ade20k_full_sem_seg_val", 847, None, 65535, "ADE20K_2021_17_01/annotations_detectron2/validation"),
+        ("ade20k_full_sem_seg_freq_train", 572, 572, 65535, "ADE20K_2021_17_01/annotations_detectron2/training"),
+        ("ade20k_full_sem_seg_freq_val_all", 847, 572, 65535, "ADE20K_2021_17_01/annotations_detectron2/validation"),
+        ("ade20k_base_sem_seg_train", 135, 135, 255, "ADEChallengeData2016/annotations_detectron2/training"),
+        ("ade20k_zero_shot_sem_seg_val", 150, 135, 255, "ADEChallengeData2016/annotations_detectron2/validation"),
+    ],
+)
+def test_registered(name: str, num_classes: int, num_seen: int | None, ignore_label: int, folder: str) -> None:
+    metadata = MetadataCatalog.get(name)
+    vocabulary = vocabulary_from_metadata(metadata)
+    assert len(vocabulary) == len(metadata.stuff_colors) == num_classes
+    assert (sum(vocabulary.is_seen) if vocabulary.is_seen else None) == num_seen
+    assert (metadata.ignore_label, metadata.evaluator_type) == (ignore_label, "sem_seg")
+    assert metadata.prepare_hint.startswith("python datasets/prepare_")
+    if not folder.startswith("VOC"):  # those depend on what is there, see below
+        assert metadata.sem_seg_root == str(Path(dataset_root(), folder))
+
+
+def test_names_and_orders() -> None:
+    test = MetadataCatalog.get("coco_2017_test_stuff_sem_seg")
+    zegformer = MetadataCatalog.get("coco_2017_val_all_stuff_sem_seg")
+    seen = [name for name, flag in zip(test.stuff_classes, test.class_is_seen, strict=True) if flag]
+    assert (
+        zegformer.stuff_classes[:156] == seen == MetadataCatalog.get("coco_2017_train_stuff_base_sem_seg").stuff_classes
+    )
+    assert zegformer.stuff_classes[156:] == MetadataCatalog.get("coco_2017_test_stuff_novel_sem_seg").stuff_classes
+    things = [test.stuff_classes[i] for i in test.evaluation_set["novel_thing"]]
+    assert things == ["cow", "giraffe", "suitcase", "frisbee", "skateboard", "carrot", "scissors"]
+    assert len(test.evaluation_set["novel_stuff"]) == 8 and len(test.evaluation_set["base"]) == 156
+    assert MetadataCatalog.get("voc_sem_seg_val").stuff_classes[-1] == "tv"
+    assert MetadataCatalog.get("voc_sem_seg_test").stuff_classes[-1] == "tvmonitor"
+    assert MetadataCatalog.get("pascal_voc_val_all_sem_seg").stuff_classes[15] == "potted plant"
+    assert MetadataCatalog.get("pascal_voc_val_all_sem_seg").class_is_seen == [True] * 15 + [False] * 5
+
+
+def write_coco(root: Path, folder: str, labels: list[int]) -> None:
+    for path, pixels in (
+        (root / "coco" / "train2017", np.zeros((1, len(labels), 3), np.uint8)),
+        (root / "coco" / "stuffthingmaps_detectron2" / folder, np.array([labels], np.uint8)),
+    ):
+        path.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path / f"1.{'jpg' if pixels.ndim == 3 else 'png'}")
+
+
+def train_labels(name: str) -> list[int]:
+    (record,) = DatasetCatalog.get(name)
+    mapper = OVSegDatasetMapper(data_cfg(name, "INPUT.TARGETS", "semantic"), is_train=True, dataset_names=name)
+    return mapper({**record, "dataset_name": name})["sem_seg"][0].tolist()
+
+
+def test_base_set_from_the_labels_of_all_classes(root: Path) -> None:
+    write_coco(root, "train2017", [18, 19, 20, 170, 255])  # 19 is cow, the first unseen class
+    register_all(root)
+    assert train_labels("coco_2017_train_stuff_base_sem_seg") == [18, 255, 19, 155, 255]
+    assert train_labels("coco_2017_train_stuff_novel_sem_seg") == [255, 0, 255, 255, 255]
+    assert train_labels("coco_2017_train_stuff_sem_seg") == [18, 19, 20, 170, 255]
+
+
+def test_published_folder_is_preferred(root: Path) -> None:
+    write_coco(root, "train2017", [0, 0, 0])
+    write_coco(root, "train2017_base", [19, 155, 255])  # ZSSeg's contiguous numbers
+    register_all(root)
+    assert train_labels("coco_2017_train_stuff_base_sem_seg") == [19, 155, 255]
+    assert train_labels("coco_2017_train_stuff_seen_sem_seg") == [0, 0, 0]
+
+
+def test_own_folders(root: Path) -> None:
+    register_all(root)
+    for name, folder in (
+        ("voc_base_sem_seg_train", "VOCdevkit/VOC2012/annotations_ovs/train"),
+        ("voc_sem_seg_test", "VOCdevkit/VOC2012/annotations_ovs/val"),
+        ("pcontext_sem_seg_val", "VOC2010/annotations_detectron2_ovs/pc59_val"),
+        ("pcontext_full_sem_seg_val", "VOC2010/annotations_detectron2_ovs/pc459_val"),
+    ):
+        assert MetadataCatalog.get(name).sem_seg_root == str(root / folder)
+
+
+def test_folders_of_other_projects(root: Path) -> None:
+    (root / "VOC2012" / "annotations_detectron2").mkdir(parents=True)
+    (root / "VOC2010" / "val" / "image").mkdir(parents=True)
+    register_all(root)
+    voc = MetadataCatalog.get("voc_sem_seg_test")
+    assert voc.sem_seg_root == str(root / "VOC2012" / "annotations_detectron2" / "val")
+    assert voc.image_root == str(root / "VOC2012" / "JPEGImages")
+    assert MetadataCatalog.get("pcontext_sem_seg_val").image_root == str(root / "VOC2010" / "val" / "image")
+    assert MetadataCatalog.get("pcontext_sem_seg_train").image_root == str(root / "VOC2010" / "JPEGImages")
