@@ -37,7 +37,9 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.*", "torchmetrics>=1.4"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.*", "torchmetrics>=1.4", "transformers>=5"],
+        # SAM as a mask generator.
+        "sam": ["transformers>=5"],
         # Apart because it brings a backport of the standard library's typing.
         "cityscapes": ["cityscapesScripts>=2.2"],
     },

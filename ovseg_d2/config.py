@@ -80,7 +80,8 @@ def _add_model(model: Any) -> None:
     prop.CLIP_PRETRAINED = ""
     # Masks from files (PrecomputedProposals): the folder that tools/export_proposals.py wrote, one file a dataset.
     prop.FILES = ""
-    prop.RESIDUAL_MASK = True  # PrecomputedProposals: what no mask covers is one more mask
+    # PrecomputedProposals, SAMProposals: what no mask covers is one more mask
+    prop.RESIDUAL_MASK = True
     # What classifies the queries: "linear" for the classes of the training; "text" (FC-CLIP) and "embed" (ZegFormer,
     # ZSSeg, FreeSeg) for any, by CLIP's texts; "none" where something else does.
     prop.CLASS_HEAD = "linear"
@@ -114,6 +115,22 @@ def _add_model(model: Any) -> None:
     # FreeSegProposals: width and heads of the attention of pixel features to the texts.
     prop.INTERACTION_DIM = 2048
     prop.INTERACTION_HEADS = 8
+
+    # ---- SAMProposals (MAFT, Table 5): masks at a grid of points, of which the good ones are chosen as in SAM's paper
+    # (arXiv 2304.02643, appendix B); needs `pip install 'ovseg_d2[sam]'`
+    sam = prop.SAM = CN()
+    # facebook/sam-vit-{base,large,huge}, whose weights are fetched, or a folder with config.json and weights in the
+    # layout of transformers. MAFT has SAM-H, "huge".
+    sam.NAME = "facebook/sam-vit-huge"
+    sam.POINTS_PER_SIDE = 32  # of the grid over the image, and over each crop
+    sam.POINTS_PER_BATCH = 64  # points that the mask decoder takes at once: memory
+    sam.PRED_IOU_THRESHOLD = 0.88  # masks that SAM itself expects to be no better are dropped
+    # So are masks that change when they are cut at logits of plus or minus STABILITY_OFFSET: the IoU of the two.
+    sam.STABILITY_THRESHOLD = 0.95
+    sam.STABILITY_OFFSET = 1.0
+    sam.NMS_THRESHOLD = 0.7  # box IoU above which the mask with the lower expected IoU is dropped
+    sam.CROP_LAYERS = 0  # layer i looks for masks in 4^i overlapping crops, too
+    sam.MIN_AREA = 0  # smaller masks are dropped: pixels of the image as the model gets it
 
     # ---- crops: masks as pictures of their own for a frozen CLIP (modeling/mask_classification/crops.py)
     crops = ovseg.CROPS = CN()
@@ -177,6 +194,15 @@ def _add_model(model: Any) -> None:
     maft.MASK_AWARE_WEIGHT = 1.0
     maft.DISTILL_WEIGHT = 0.1  # lambda of the self-distillation loss: 0.1 in the public code, 1 in the paper; 0: off
 
+    # ---- MAFT+ (arXiv 2408.00744): FC-CLIP with a tuned CLIP
+    plus = ovseg.MAFT_PLUS = CN()
+    plus.CONTENT_TRANSFER = True  # class texts that know the image (section 3.2)
+    plus.PANOPTIC = False  # the norm's place in it: the public panoptic models have True
+    plus.HEADS = 8
+    plus.MASK_AWARE_WEIGHT = 1.0  # of MAFT's loss
+    plus.RC_WEIGHT = 0.1  # of the representation compensation (section 3.3); 0: off, and no teacher
+    plus.RC_SCALES = [1, 2, 4]
+
     # ---- set criterion; CLASS, MASK and DICE weigh both the losses and the matching costs
     loss = ovseg.LOSS = CN()
     loss.CLASS = 2.0
@@ -199,6 +225,9 @@ def _add_model(model: Any) -> None:
     test.MERGE = "mask2former"
     test.OBJECT_MASK_THRESHOLD = 0.8
     test.OVERLAP_THRESHOLD = 0.8
+    # "iou": score the upper bound of the masks, too: semantic results with the IoU of masks and true classes in place of
+    # class scores (MAFT, Table 7; evaluation/oracle.py); "": no.
+    test.ORACLE = ""
     # Resize mask logits to the output size before instead of after semantic inference. Always so for panoptic
     # and instance results; the public semantic-only configs resize the class scores afterwards.
     test.POSTPROCESS_BEFORE_INFERENCE = False

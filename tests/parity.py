@@ -41,6 +41,7 @@ PARTS = (
     "fcclip",
     "crops",
     "maft_train",
+    "maft_plus",
     "maft_freeseg",
     "maft_panoptic",
 )

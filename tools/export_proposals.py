@@ -8,6 +8,10 @@
     python train_net.py --config-file OTHER.yaml MODEL.OVSEG.PROPOSALS.NAME PrecomputedProposals \\
         MODEL.OVSEG.PROPOSALS.FILES output/proposals
 
+    # the masks of the annotations themselves: upper bounds, or (regions) a stand-in for SAM's masks
+    python tools/export_proposals.py --config-file CONFIG.yaml --from-annotations segments --datasets ovshapes_val \\
+        --output output/segments
+
 Each dataset gets a file OUTPUT/NAME.jsonl: masks (probability above one half) at the size of the image, as COCO's run
 lengths, and their scores if the generator has any (one minus the probability of "no object"). An export that was
 interrupted goes on where it stopped. For datasets with panoptic annotations the mean over all ground-truth segments of
@@ -19,12 +23,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ovseg_d2  # noqa: F401  (first: it hides a warning of detectron2's import)
 
 # isort: split
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -35,7 +42,9 @@ from tqdm import tqdm
 
 import ovseg_d2.modeling  # noqa: F401  registers the models
 from ovseg_d2.data import OVSegDatasetMapper
+from ovseg_d2.data.annotation_masks import KINDS, annotation_masks
 from ovseg_d2.data.check import load_dataset_dicts, require_registered
+from ovseg_d2.data.dataset_mapper import DatasetInfo
 from ovseg_d2.data.proposal_files import ProposalReader, ProposalWriter, proposal_path
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 from ovseg_d2.engine import load_parts
@@ -51,6 +60,8 @@ from ovseg_d2.modeling.text_classifier import averaged
 from ovseg_d2.structures import MaskProposals, Vocabulary
 
 Record = dict[str, Any]
+#: A record -> its masks (Q, H, W) bool and their scores, if there are any; None for an image that is left out.
+Source = Callable[[Record], tuple[np.ndarray, Sequence[float] | None] | None]
 
 
 def image_id_of(record: Record) -> int | str:
@@ -64,8 +75,7 @@ def masks_of(model: nn.Module, x: Record, vocabulary: Vocabulary) -> tuple[Tenso
     images = model.preprocess([x])
     if isinstance(model, ClipSegmentor):
         # Scores of a text head depend on the classes, masks do not.
-        features, text = model.clip.visual(images.tensor), averaged(model.text(vocabulary))
-        proposals: MaskProposals = model.proposals(images, features, text)
+        proposals: MaskProposals = model.propose(model.proposals, images, averaged(model.text(vocabulary)))
     else:
         proposals = model.proposals(images)
     logits = F.interpolate(
@@ -82,24 +92,39 @@ def masks_of(model: nn.Module, x: Record, vocabulary: Vocabulary) -> tuple[Tenso
     return masks[keep], scores
 
 
-def export(cfg: CfgNode, model: nn.Module, name: str, path: Path, header: dict[str, Any]) -> None:
-    """Append the masks of the images that are not in the file yet."""
+def of_model(cfg: CfgNode, model: nn.Module, name: str) -> Source:
+    """The masks that a model's generator makes of the images of a dataset."""
     mapper = OVSegDatasetMapper(cfg, is_train=False, dataset_names=name)
     vocabulary = vocabulary_from_metadata(MetadataCatalog.get(name))
+
+    def source(record: Record) -> tuple[np.ndarray, Sequence[float] | None] | None:
+        x = mapper(record)
+        if x is None:  # TEST.ON_CORRUPT_IMAGE skip
+            return None
+        masks, scores = masks_of(model, x, vocabulary)
+        return masks.cpu().numpy(), scores
+
+    return source
+
+
+def of_annotations(kind: str, name: str) -> Source:
+    """The masks that the images of a dataset are annotated with."""
+    info = DatasetInfo.from_name(name)
+    return lambda record: (annotation_masks(record, info, kind), None)
+
+
+def export(source: Source, name: str, path: Path, header: dict[str, Any]) -> None:
+    """Append the masks of the images that are not in the file yet."""
     records = load_dataset_dicts(name, filter_empty=False)
     with ProposalWriter(path, {"dataset": name, **header}) as writer:
         todo = [record for record in records if image_id_of(record) not in writer.done]
         for record in tqdm(todo, total=len(records), initial=len(records) - len(todo), desc=name, unit="image"):
-            x = mapper(record)
-            if x is None:  # TEST.ON_CORRUPT_IMAGE skip
+            found = source(record)
+            if found is None:
                 continue
-            masks, scores = masks_of(model, x, vocabulary)
-            writer.add(
-                image_id=x["image_id"],
-                file_name=os.path.basename(x["file_name"]),
-                masks=masks.cpu().numpy(),
-                scores=scores,
-            )
+            masks, scores = found
+            file_name = os.path.basename(record["file_name"])
+            writer.add(image_id=image_id_of(record), file_name=file_name, masks=masks, scores=scores)
 
 
 def recall(name: str, path: Path) -> dict[str, float] | None:
@@ -125,6 +150,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--datasets", nargs="+", metavar="NAME", help="registered datasets (default: DATASETS.TRAIN and DATASETS.TEST)"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    parser.add_argument(
+        "--from-annotations",
+        choices=KINDS,
+        help="no model: the annotated segments (classes, where there are none), or all connected regions",
+    )
     parser.add_argument("--no-recall", action="store_true", help="do not compare with the ground truth")
     # Not a remainder: --datasets takes all words up to the next option, so that --output has to stand between.
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change, behind all options")
@@ -141,15 +171,20 @@ def main(argv: list[str] | None = None) -> int:
         names = args.datasets or [*dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))]
         for name in names:
             require_registered(name)
-        model = build_model(cfg).eval()
-        if getattr(model, "proposals", None) is None:
-            raise ValueError(f"{args.config_file}: {cfg.MODEL.META_ARCHITECTURE} has no mask generator")
-        load_parts(model, cfg, strict=True)
-        header = {"config_file": str(args.config_file), "fingerprint": model_fingerprint(cfg, model)}
+        if args.from_annotations:
+            header = {"annotations": args.from_annotations}
+            source_of = partial(of_annotations, args.from_annotations)
+        else:
+            model = build_model(cfg).eval()
+            if getattr(model, "proposals", None) is None:
+                raise ValueError(f"{args.config_file}: {cfg.MODEL.META_ARCHITECTURE} has no mask generator")
+            load_parts(model, cfg, strict=True)
+            header = {"config_file": str(args.config_file), "fingerprint": model_fingerprint(cfg, model)}
+            source_of = partial(of_model, cfg, model)
         scores = {}
         for name in names:
             path = proposal_path(args.output, name)
-            export(cfg, model, name, path, header)
+            export(source_of(name), name, path, header)
             found = None if args.no_recall else recall(name, path)
             if found is not None:
                 scores[name] = {"mask recall": found}

@@ -14,7 +14,7 @@ def model_fingerprint(cfg: CfgNode, model: nn.Module) -> str:
     cfg = cfg.clone()
     cfg.defrost()
     # Where the same weights lie, and where they run, changes nothing.
-    cfg.MODEL.WEIGHTS = cfg.MODEL.OVSEG.PROPOSALS.WEIGHTS = cfg.MODEL.DEVICE = ""
+    cfg.MODEL.WEIGHTS = cfg.MODEL.OVSEG.PROPOSALS.WEIGHTS = cfg.MODEL.OVSEG.PROPOSALS.SAM.NAME = cfg.MODEL.DEVICE = ""
     sizes = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT]
     found = hashlib.sha256(f"{cfg.MODEL.dump()}{sizes}".encode())
     for name, tensor in sorted(model.state_dict().items()):

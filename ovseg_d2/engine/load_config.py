@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "DATALOADER.ON_CORRUPT_IMAGE": ("skip", "raise"),
     "TEST.ON_CORRUPT_IMAGE": ("skip", "raise"),
     "MODEL.OVSEG.TEST.TASKS": ("semantic", "panoptic", "instance"),
+    "MODEL.OVSEG.TEST.ORACLE": ("", "iou"),
     "SOLVER.OPTIMIZER": OPTIMIZERS,
     "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULERS,
     "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
@@ -148,4 +149,4 @@ def _check_choices(cfg: CfgNode) -> None:
         found = values[key]
         for value in found if isinstance(found, list | tuple) else [found]:
             if value not in allowed:
-                raise ValueError(f"{key} is {value!r}, allowed are {', '.join(allowed)}")
+                raise ValueError(f"{key} is {value!r}, allowed are {', '.join(a or repr(a) for a in allowed)}")

@@ -15,6 +15,8 @@ from ovseg_d2.checkpoint.matching import COUNTER, Match, describe_groups, match_
 from ovseg_d2.modeling.clip.build import load_clip_pretrained
 from ovseg_d2.modeling.clip.clip import Clip
 from ovseg_d2.modeling.clip.state_dict import pretrained_names
+from ovseg_d2.modeling.proposals.sam import SAMProposals
+from ovseg_d2.modeling.proposals.sam_model import load_sam_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,9 @@ def load_parts(model: nn.Module, cfg: CfgNode, *, strict: bool) -> None:
     ``MODEL.OVSEG.PROPOSALS.WEIGHTS`` (the mask generator alone) and ``MODEL.OVSEG.PROMPTS.WEIGHTS`` (learned prompts
     alone) over both.
 
-    A generator's own CLIP (``PROPOSALS.CLIP_PRETRAINED``) is loaded like the model's. What a model makes from other
-    parts, a copy of CLIP that is to be tuned for instance, it fills in itself where no file gives it (``fill_missing``).
+    A generator's own CLIP (``PROPOSALS.CLIP_PRETRAINED``) and SAM (``PROPOSALS.SAM.NAME``) are loaded like the model's
+    CLIP. What a model makes from other parts, a copy of CLIP that is to be tuned for instance, it fills in itself where
+    no file gives it (``fill_missing``).
 
     Our own names, public layouts (``checkpoint.key_maps``) and files of backbones alone are recognised. What keeps its
     initial value, is not used or does not fit is logged by module. Our own checkpoints hold CLIP, too: where
@@ -61,6 +64,7 @@ def load_parts(model: nn.Module, cfg: CfgNode, *, strict: bool) -> None:
         name=ovseg.PROPOSALS.CLIP_NAME,
         tag=ovseg.PROPOSALS.CLIP_PRETRAINED,
     )
+    given |= _load_sam(model, given, name=ovseg.PROPOSALS.SAM.NAME)
     for _, match in files:
         match.load(model)
     given |= _fill(model, given)
@@ -161,4 +165,20 @@ def _load_clip(model: nn.Module, scope: str, given: set[str], *, key: str, name:
             f"{describe_groups(missing)}; expected a tag of open_clip or a file"
         )
     logger.info(load_clip_pretrained(clip, name, tag))
+    return names
+
+
+def _load_sam(model: nn.Module, given: set[str], *, name: str) -> set[str]:
+    """Load the weights of SAM, where it makes the masks and the files do not hold all of it; names of what was loaded.
+
+    Raises:
+        ValueError: there are none, or they cannot be fetched.
+    """
+    generator = getattr(model, "proposals", None)
+    if not isinstance(generator, SAMProposals):
+        return set()
+    names = {f"proposals.sam.{part}" for part in generator.sam.state_dict()}
+    if names <= given:
+        return set()
+    logger.info(load_sam_pretrained(generator.sam, name))
     return names

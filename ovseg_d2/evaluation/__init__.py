@@ -2,6 +2,7 @@
 
 from ovseg_d2.evaluation.build import build_evaluator
 from ovseg_d2.evaluation.instance import InstanceEvaluator
+from ovseg_d2.evaluation.oracle import OracleEvaluator
 from ovseg_d2.evaluation.panoptic import PanopticEvaluator
 from ovseg_d2.evaluation.panoptic_quality import PanopticQuality, panoptic_quality_from_files
 from ovseg_d2.evaluation.results import results_table, write_json, write_results
@@ -9,6 +10,7 @@ from ovseg_d2.evaluation.sem_seg import SemSegEvaluator, sem_seg_scores
 
 __all__ = [
     "InstanceEvaluator",
+    "OracleEvaluator",
     "PanopticEvaluator",
     "PanopticQuality",
     "SemSegEvaluator",

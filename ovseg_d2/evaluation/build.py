@@ -9,6 +9,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from ovseg_d2.evaluation.cityscapes import CityscapesInstance, CityscapesSemantic
 from ovseg_d2.evaluation.instance import InstanceEvaluator
+from ovseg_d2.evaluation.oracle import OracleEvaluator
 from ovseg_d2.evaluation.panoptic import PanopticEvaluator
 from ovseg_d2.evaluation.sem_seg import SemSegEvaluator
 
@@ -31,7 +32,7 @@ EVALUATORS: dict[str, dict[str, str]] = {
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None = None) -> DatasetEvaluator:
-    """Evaluators of the tasks in MODEL.OVSEG.TEST.TASKS that the dataset can score.
+    """Evaluators of the tasks in MODEL.OVSEG.TEST.TASKS that the dataset can score, and of MODEL.OVSEG.TEST.ORACLE.
 
     Args:
         cfg: the config.
@@ -39,7 +40,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path |
         output_folder: where predictions are written; None writes none.
 
     Raises:
-        ValueError: the evaluator type is unknown, or none of the tasks can be scored on the dataset.
+        ValueError: the evaluator type is unknown, none of the tasks can be scored on the dataset, or an upper bound is
+            asked for without semantic results.
         ImportError: a Cityscapes dataset without the official scripts.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
@@ -54,12 +56,22 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path |
             f"MODEL.OVSEG.TEST.TASKS is {list(cfg.MODEL.OVSEG.TEST.TASKS)}, "
             f"dataset {dataset_name!r} ({evaluator_type}) can score {sorted(scorable)}"
         )
+    ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     files = {"output_folder": output_folder, "allow_missing": cfg.TEST.ON_CORRUPT_IMAGE == "skip"}
     make: dict[str, Callable[[], DatasetEvaluator]] = {
-        "sem_seg": lambda: SemSegEvaluator(dataset_name=dataset_name, ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE),
+        "sem_seg": lambda: SemSegEvaluator(dataset_name=dataset_name, ignore_label=ignore_label),
         "panoptic": lambda: PanopticEvaluator(dataset_name=dataset_name, **files),
         "instance": lambda: InstanceEvaluator(dataset_name=dataset_name, **files),
         "cityscapes_sem_seg": lambda: CityscapesSemantic(dataset_name),
         "cityscapes_instance": lambda: CityscapesInstance(dataset_name),
     }
-    return DatasetEvaluators([make[scorable[task]]() for task in tasks])
+    evaluators = [make[scorable[task]]() for task in tasks]
+    if cfg.MODEL.OVSEG.TEST.ORACLE:
+        if "semantic" not in tasks:
+            raise ValueError(
+                f"MODEL.OVSEG.TEST.ORACLE is {cfg.MODEL.OVSEG.TEST.ORACLE!r}, which is of semantic results; "
+                f"MODEL.OVSEG.TEST.TASKS is {list(cfg.MODEL.OVSEG.TEST.TASKS)}, and dataset {dataset_name!r} can score "
+                f"{sorted(scorable)}"
+            )
+        evaluators.append(OracleEvaluator(dataset_name=dataset_name, ignore_label=ignore_label))
+    return DatasetEvaluators(evaluators)

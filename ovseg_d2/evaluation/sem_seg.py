@@ -28,13 +28,15 @@ def sem_seg_scores(
     predicted has IoU 0 and no accuracy. (ZSSeg shows the latter's IoU as NaN, but counts it as 0 in its means too.)
 
     Args:
-        confusion: (K, K) pixel counts, [ground truth, prediction]; ignored pixels are not in it.
+        confusion: (K, K) pixel counts, [ground truth, prediction]; ignored pixels are not in it. More columns are of
+            predictions that are none of the classes.
         class_names: K names.
         class_is_seen: K flags of the zero-shot split; adds ``mIoU_seen``, ``mIoU_unseen``, harmonic mean ``hIoU``.
         evaluation_set: class indices of named sets; adds the scores of :func:`class_set_scores`.
     """
     confusion = confusion.astype(np.float64)
-    correct, gt_area, pred_area = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    correct, gt_area = np.diag(confusion), confusion.sum(axis=1)
+    pred_area = confusion.sum(axis=0)[: len(confusion)]
     iou = _ratio(correct, gt_area + pred_area - correct)
     accuracy = _ratio(correct, gt_area)
     frequency = _ratio(gt_area, gt_area.sum())
@@ -101,6 +103,9 @@ class SemSegEvaluator(DatasetEvaluator):
         ignore_label: used where the metadata has no ``ignore_label``.
     """
 
+    #: The name of the results.
+    task = "sem_seg"
+
     def __init__(self, *, dataset_name: str, ignore_label: int = 255) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         self._class_names = list(metadata.stuff_classes)
@@ -116,43 +121,69 @@ class SemSegEvaluator(DatasetEvaluator):
         self._images: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Takes ``file_name`` and the ground truth's file of inputs, ``sem_seg`` scores (K, H, W) of outputs."""
+        """Takes ``file_name`` and the ground truth's file of inputs, and of outputs what :meth:`predicted` needs."""
         num_classes = len(self._class_names)
         for image, output in zip(inputs, outputs, strict=True):
-            scores: torch.Tensor = required_output(output, "sem_seg", type(self).__name__)
-            if len(scores) != num_classes:
-                raise ValueError(f"{image['file_name']}: sem_seg has {len(scores)} classes, the dataset {num_classes}")
-            pred = scores.argmax(dim=0).cpu().numpy()
             gt, source = load_semantic_ground_truth(
                 image, ignore_label=self._ignore_label, class_of_label=self._class_of_label
             )
-            if gt.shape != pred.shape:
-                raise ValueError(f"{source}: ground truth is {gt.shape}, the prediction {pred.shape} (H, W)")
             valid = gt != self._ignore_label
-            gt, pred = gt[valid], pred[valid]
-            if gt.size and gt.max() >= num_classes:
+            highest = int(gt.max(initial=0, where=valid))
+            if highest >= num_classes:
                 allowed = f"0..{num_classes - 1} and {self._ignore_label}"
-                raise ValueError(f"{source}: label {gt.max()} found, allowed are {allowed}")
-            counts = np.bincount(gt * num_classes + pred, minlength=num_classes**2)
+                raise ValueError(f"{source}: label {highest} found, allowed are {allowed}")
+            pred = self.predicted(image, output, gt, source)
+            gt, pred = gt[valid], pred[valid]
+            counts = np.bincount(gt * (num_classes + 1) + pred, minlength=num_classes * (num_classes + 1))
             cells = np.flatnonzero(counts)
             self._images[image["file_name"]] = (cells, counts[cells])
+
+    def predicted(self, image: dict, output: dict, gt: np.ndarray, source: str) -> np.ndarray:
+        """Classes (H, W) int64 in [0, K], K for none, from ``sem_seg`` scores (K, H, W) of an output.
+
+        Args:
+            image: the input.
+            gt: (H, W) int64, the ground truth.
+            source: where it is from, for errors.
+
+        Raises:
+            ValueError: the output has other classes, or another size.
+        """
+        scores: torch.Tensor = required_output(output, "sem_seg", type(self).__name__)
+        if len(scores) != len(self._class_names):
+            raise ValueError(
+                f"{image['file_name']}: sem_seg has {len(scores)} classes, the dataset {len(self._class_names)}"
+            )
+        require_size(scores, gt, source)
+        return scores.argmax(dim=0).cpu().numpy()
 
     def evaluate(self) -> OrderedDict | None:
         """Scores on the main process, None on the others."""
         images = gather_records(self._images)
         if images is None:
             return None
-        confusion = np.zeros(len(self._class_names) ** 2, dtype=np.int64)
+        num_classes = len(self._class_names)
+        confusion = np.zeros(num_classes * (num_classes + 1), dtype=np.int64)
         for cells, counts in images.values():
             confusion[cells] += counts
-        confusion = confusion.reshape(len(self._class_names), -1)
         scores = sem_seg_scores(
-            confusion,
+            confusion.reshape(num_classes, num_classes + 1),
             class_names=self._class_names,
             class_is_seen=self._class_is_seen,
             evaluation_set=self._evaluation_set,
         )
-        return OrderedDict(sem_seg=scores)
+        return OrderedDict({self.task: scores})
+
+
+def require_size(maps: torch.Tensor, gt: np.ndarray, source: str) -> None:
+    """Maps (C, H, W) of a prediction must be of the size of the ground truth (H, W), which is from ``source``.
+
+    Raises:
+        ValueError: they are not.
+    """
+    size = tuple(maps.shape[1:])
+    if gt.shape != size:
+        raise ValueError(f"{source}: ground truth is {gt.shape}, the prediction {size} (H, W)")
 
 
 def load_semantic_ground_truth(

@@ -11,7 +11,7 @@ from ovseg_d2.modeling.clip.build import build_clip_from_config
 from ovseg_d2.modeling.clip.image_prompts import build_mask_prompts
 from ovseg_d2.modeling.clip.prompts import build_sentence_prompts
 from tests.helpers import randomise
-from tests.modeling.test_prompt_tuning import prompt_cfg
+from tests.modeling.test_prompt_tuning import inputs, prompt_cfg
 
 
 class Host(nn.Module):
@@ -94,3 +94,26 @@ def test_frozen_prompts_that_no_file_has(tmp_path):
 def test_a_file_for_a_model_without_prompts():
     with pytest.raises(ValueError, match="PROMPTS.WEIGHTS is some.pth, but the Host has no learned prompts"):
         load(host_cfg("none", 0, "some.pth"))
+
+
+@pytest.mark.parametrize("kind", ["zsseg", "freeseg"])
+def test_a_host_classifies_with_the_texts_that_were_tuned(tmp_path, kind):
+    cfg = host_cfg(kind, 2)
+    tuned = build_model(cfg)
+    load_parts(tuned, cfg, strict=False)
+    randomise(tuned.prompts, 5), randomise(tuned.mask_prompts, 6)
+    save_atomic(tuned.state_dict(), tmp_path / "model_final.pth")
+    cfg.MODEL.OVSEG.PROMPTS.WEIGHTS = str(tmp_path / "model_final.pth")
+    cfg.MODEL.META_ARCHITECTURE = "FrozenCLIP"
+    cfg.MODEL.OVSEG.PROPOSALS.NAME, cfg.MODEL.OVSEG.PROPOSALS.CLASS_HEAD = "PrecomputedProposals", "none"
+    host = build_model(cfg)
+    load_parts(host, cfg, strict=False)
+    host.eval(), tuned.eval()
+    batch = [{**x, "proposals": x["instances"].gt_masks.tensor} for x in inputs()]
+    texts = tuned.task_texts(batch[0]["vocabulary"])
+    for task, expected in zip(["semantic", "instance", "panoptic"], texts, strict=kind == "freeseg"):
+        torch.testing.assert_close(host.region_text(batch[0]["vocabulary"], task).embeds, expected.embeds)
+    with torch.no_grad():
+        before = host(batch)[0]["sem_seg"]
+        host.mask_prompts.embeddings.zero_()
+        assert (host(batch)[0]["sem_seg"] - before).abs().max() > 1e-5

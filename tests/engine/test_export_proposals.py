@@ -78,6 +78,17 @@ def test_bad_arguments(start, tmp_path, flags, opts, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_regions_of_annotations(start, tmp_path):
+    done = start(TOOL, "--from-annotations", "regions", "--datasets", "ovshapes_val", "--output", tmp_path, opts={})
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "ovshapes_val.recall.json").read_text())
+    assert 80 < scores["mean_best_iou"] <= 100  # a segment that another one cuts in two is no region
+    reader = ProposalReader(tmp_path / "ovshapes_val.jsonl")
+    assert reader.header["annotations"] == "regions" and len(reader.image_ids) == 3
+    masks = [reader.masks(image_id, (64, 64)) for image_id in reader.image_ids]
+    assert all((m.sum(axis=0) == 1).all() for m in masks)  # all of a picture is labelled, once
+
+
 def test_masks_are_what_the_model_gives(exported, world, weights):
     folder, _ = exported
     reader = ProposalReader(folder / "ovshapes_val.jsonl")

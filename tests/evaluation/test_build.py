@@ -11,10 +11,13 @@ from ovseg_d2.evaluation import build_evaluator, results_table, write_results
 from tests.evaluation.panoptic_files import CAT, GRASS, make_dataset, painted
 
 
-def config(*tasks: str) -> CfgNode:
+def config(*tasks: str, oracle: str = "") -> CfgNode:
     return CfgNode(
         {
-            "MODEL": {"OVSEG": {"TEST": {"TASKS": list(tasks)}}, "SEM_SEG_HEAD": {"IGNORE_VALUE": 255}},
+            "MODEL": {
+                "OVSEG": {"TEST": {"TASKS": list(tasks), "ORACLE": oracle}},
+                "SEM_SEG_HEAD": {"IGNORE_VALUE": 255},
+            },
             "TEST": {"ON_CORRUPT_IMAGE": "raise"},
         }
     )

@@ -16,7 +16,7 @@ def batch(*counts: int) -> ImageBatch:
     for mask, (height, width) in zip(masks, sizes, strict=True):
         mask[:, height:] = False
         mask[:, :, width:] = False
-    return ImageBatch(torch.zeros(len(counts), 3, 12, 16), sizes, list(range(len(counts))), masks)
+    return ImageBatch(torch.zeros(len(counts), 3, 12, 16), sizes, list(range(len(counts))), proposal_masks=masks)
 
 
 def test_rows_of_filling_are_not_valid():

@@ -88,3 +88,15 @@ FCCLIP = KeyMap(
     # The loss makes its class weights; a causal mask that some versions of open_clip keep is computed here.
     dropped=r"^criterion\.empty_weight$|^backbone\.clip_model\.attn_mask$",
 )
+# FC-CLIP with its tuned CLIP; the teacher in training files is the pretrained CLIP again.
+MAFT_PLUS = KeyMap(
+    name="public MAFT+",
+    recognises=starting_with("cdt.cross_atten."),
+    rules=(
+        (r"^cdt\.cross_atten\.multihead_attn\.", "content_transfer.attn."),
+        (r"^cdt\.cross_atten\.MLP\.", "content_transfer.proj."),
+        (r"^cdt\.cross_atten\.", "content_transfer."),
+        *FCCLIP.rules,
+    ),
+    dropped=FCCLIP.dropped,
+)

@@ -130,12 +130,14 @@ class MaskInference:
         boxes_from_masks: bool,
         align_corners: bool = False,
         merge: str = "mask2former",
+        return_masks: bool = False,
     ) -> None:
         """See the functions above.
 
         Args:
             align_corners: of the bilinear resizing of mask logits to the padded image.
             merge: how masks become panoptic and instance results: "mask2former", by the functions above, or "freeseg".
+            return_masks: the masks that semantic results are made of are a result, too.
 
         Raises:
             ValueError: a task or merge that does not exist, or no task.
@@ -151,6 +153,7 @@ class MaskInference:
         self.top_k, self.boxes_from_masks = top_k, boxes_from_masks
         self.align_corners = align_corners
         self.merge = merge
+        self.return_masks = return_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MaskInference:
@@ -164,6 +167,7 @@ class MaskInference:
             boxes_from_masks=test.BOXES_FROM_MASKS,
             align_corners=cfg.MODEL.OVSEG.PROPOSALS.ALIGN_CORNERS,
             merge=test.MERGE,
+            return_masks=bool(test.ORACLE),
         )
 
     def only(self, task: str) -> MaskInference:
@@ -207,7 +211,8 @@ class MaskInference:
                 of the results.
 
         Returns:
-            ``sem_seg`` (K, H, W), ``panoptic_seg`` (ids (H, W), segments), ``instances``: those of the tasks.
+            ``sem_seg`` (K, H, W), ``panoptic_seg`` (ids (H, W), segments), ``instances``: those of the tasks; with
+            ``return_masks`` beside ``sem_seg`` the ``mask_probs`` (Q, H, W), whose sum, weighted by class, it is.
         """
         sizes = {"image_size": image_size, "output_size": output_size}
         class_probs = class_probs.float()
@@ -216,6 +221,9 @@ class MaskInference:
         if "semantic" in self.tasks:
             sem_seg = semantic_inference(class_probs, mask_logits)
             result["sem_seg"] = sem_seg if self.resize_first else crop_and_resize(sem_seg, **sizes)
+            if self.return_masks:
+                mask_probs = mask_logits.sigmoid()
+                result["mask_probs"] = mask_probs if self.resize_first else crop_and_resize(mask_probs, **sizes)
         if "panoptic" in self.tasks:
             result["panoptic_seg"] = self._panoptic(class_probs, mask_logits, is_thing)
         if "instance" in self.tasks:

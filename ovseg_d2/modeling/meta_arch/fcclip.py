@@ -33,6 +33,9 @@ class FCCLIP(ClipSegmentor):
     """Masks from a generator that classifies them itself (in-vocabulary); in evaluation the frozen CLIP, which pools
     its own features in the masks, has a say, too (out-of-vocabulary, section 3.3)."""
 
+    #: Whether CLIP's image tower may train.
+    tunes_clip = False
+
     @configurable
     def __init__(
         self,
@@ -56,17 +59,18 @@ class FCCLIP(ClipSegmentor):
         self.criterion = criterion
         self.ensemble_alpha, self.ensemble_beta = ensemble_alpha, ensemble_beta
         self.ensemble_valid_masks_only = ensemble_valid_masks_only
-        self.clip.requires_grad_(False)  # so it stays in evaluation mode, too
+        if not self.tunes_clip:
+            self.clip.requires_grad_(False)  # so it stays in evaluation mode, too
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         options, ensemble = cfg.MODEL.OVSEG.CLIP, cfg.MODEL.OVSEG.ENSEMBLE
-        if options.TRAINABLE != "frozen":
+        if not cls.tunes_clip and options.TRAINABLE != "frozen":
             raise ValueError(f"MODEL.OVSEG.CLIP.TRAINABLE: got {options.TRAINABLE!r}; FC-CLIP's CLIP is 'frozen'")
         head = cfg.MODEL.OVSEG.PROPOSALS.CLASS_HEAD
         if head != "text":
             raise ValueError(f"MODEL.OVSEG.PROPOSALS.CLASS_HEAD: got {head!r}; FC-CLIP needs 'text'")
-        shared = cls.shared_from_config(cfg)
+        shared = cls.shared_from_config(cfg, **cls.clip_options(cfg))
         proposals = build_mask_proposals(cfg, shared["clip"])
         if not hasattr(proposals, "mask_decoder"):
             raise ValueError(
@@ -81,6 +85,11 @@ class FCCLIP(ClipSegmentor):
             "ensemble_valid_masks_only": ensemble.VALID_MASKS_ONLY,
             **shared,
         }
+
+    @staticmethod
+    def clip_options(cfg: CfgNode) -> dict[str, Any]:
+        """What CLIP's image encoder computes beside its ordinary features."""
+        return {}
 
     def losses(
         self, images: ImageBatch, targets: Sequence[SegmentationTargets], vocabulary: Vocabulary | None

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
-from torch import Tensor, nn
+from torch import nn
 
 from ovseg_d2.modeling.clip.clip import Clip
+from ovseg_d2.modeling.proposals.binary_masks import binary_proposals
 from ovseg_d2.modeling.proposals.build import MASK_PROPOSAL_REGISTRY
 from ovseg_d2.structures import ClipFeatures, ImageBatch, MaskProposals, TextClasses
-
-#: Binary masks as logits: a sigmoid of it is 1 in float32, and a sum of some is still finite in float16.
-CERTAIN = 50.0
 
 
 @MASK_PROPOSAL_REGISTRY.register()
@@ -52,21 +49,4 @@ class PrecomputedProposals(nn.Module):
                 f"PrecomputedProposals: no masks came with image {images.image_ids[0]!r}; they are read from "
                 f"{self.source} for the images of registered datasets"
             )
-        masks = [
-            self._with_residual(masks, size)
-            for masks, size in zip(images.proposal_masks, images.image_sizes, strict=True)
-        ]
-        # At least one row: an image without any mask has one that is not valid.
-        most = max(1, *(len(m) for m in masks))
-        padded = torch.stack([torch.cat([m, m.new_zeros(most - len(m), *m.shape[1:])]) for m in masks])
-        logits = torch.where(padded, CERTAIN, -CERTAIN).to(images.tensor.dtype)
-        return MaskProposals(mask_logits=logits, valid=padded.flatten(2).any(dim=2))
-
-    def _with_residual(self, masks: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Masks (Q, H, W) of an image, and the one of what they leave over."""
-        if not self.residual_mask:
-            return masks
-        rest = ~masks.any(dim=0)
-        rest[image_size[0] :] = False
-        rest[:, image_size[1] :] = False
-        return torch.cat([masks, rest[None]])
+        return binary_proposals(images.proposal_masks, images, residual_mask=self.residual_mask)
