@@ -225,8 +225,8 @@ def _add_model(model: Any) -> None:
     test.MERGE = "mask2former"
     test.OBJECT_MASK_THRESHOLD = 0.8
     test.OVERLAP_THRESHOLD = 0.8
-    # "iou": score the upper bound of the masks, too: semantic results with the IoU of masks and true classes in place of
-    # class scores (MAFT, Table 7; evaluation/oracle.py); "": no.
+    # "iou": score the upper bound of the masks, too: semantic results where the IoU of masks with true classes stands
+    # in for class scores (MAFT, Table 7; evaluation/oracle.py); "": no.
     test.ORACLE = ""
     # Resize mask logits to the output size before instead of after semantic inference. Always so for panoptic
     # and instance results; the public semantic-only configs resize the class scores afterwards.
