@@ -40,6 +40,7 @@ PARTS = (
     "clip_text",
     "fcclip",
     "crops",
+    "maskclippp",
     "maft_train",
     "maft_plus",
     "maft_freeseg",

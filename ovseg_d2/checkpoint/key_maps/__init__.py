@@ -4,9 +4,11 @@ from ovseg_d2.checkpoint.key_maps.backbones import SWIN, TORCHVISION_RESNET
 from ovseg_d2.checkpoint.key_maps.base import KeyMap
 from ovseg_d2.checkpoint.key_maps.frozen_clip import FREESEG, MAFT, OVSEG, PROMPTS, ZEGFORMER, ZSSEG
 from ovseg_d2.checkpoint.key_maps.mask2former import FCCLIP, MAFT_PLUS, MASK2FORMER, MASKFORMER
+from ovseg_d2.checkpoint.key_maps.maskclippp import MASKCLIPPP
 
 # The first that recognises a file is taken: the names of the later ones are among those of the earlier, and more.
 KEY_MAPS = (
+    MASKCLIPPP,
     MAFT_PLUS,
     FCCLIP,
     MAFT,
@@ -21,4 +23,4 @@ KEY_MAPS = (
     SWIN,
 )
 
-__all__ = ["KEY_MAPS", "MAFT_PLUS", "KeyMap"]
+__all__ = ["KEY_MAPS", "MAFT_PLUS", "MASKCLIPPP", "KeyMap"]
