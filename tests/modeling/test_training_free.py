@@ -136,7 +136,9 @@ def test_clip_sees_its_own_size_and_colours(monkeypatch):
     assert tuple(model.pixel_mean.flatten().tolist()) != CLIP_PIXEL_MEAN
     seen = []
     encode, embed = model.clip.visual.encode_masks, model.clip.visual.embed
-    monkeypatch.setattr(model.clip.visual, "embed", lambda images: seen.append(images) or embed(images))
+    monkeypatch.setattr(
+        model.clip.visual, "embed", lambda images, prompts: seen.append(images) or embed(images, prompts)
+    )
     monkeypatch.setattr(
         model.clip.visual, "encode_masks", lambda features, masks: seen.append(masks) or encode(features, masks)
     )
