@@ -63,7 +63,7 @@ def test_the_generator_gives_clip_no_gradient(model):
 
 def test_parts_that_are_off_are_not_built():
     model = build_model(plus_cfg(CONTENT_TRANSFER=False, RC_WEIGHT=0.0))
-    assert model.content_transfer is None and model.teacher is None
+    assert model.content_transfer is None and model.teacher is None and model.clip.visual.dense == "none"
     losses = model.train()(inputs((64, 64)))
     assert "loss_compensation" not in losses and losses["loss_mask_aware"].isfinite()
 
@@ -82,6 +82,39 @@ def test_results_follow_the_vocabulary(model, vocabulary):
     for x, result in zip(batch, model.eval()(batch), strict=True):
         assert result["sem_seg"].shape == (len(vocabulary), *x["image"].shape[1:])
         assert result["sem_seg"].isfinite().all()
+
+
+def test_two_vocabularies_in_one_process():
+    """Train with A, evaluate A, then B: as a new model that only ever saw B. No statistics change on the way."""
+    model = random_fcclip(plus_cfg())
+    sum(model.train()(inputs((40, 40))).values()).backward()
+    batch_a, batch_b = inputs((48, 48)), inputs((48, 48), vocabulary=OTHERS)
+    first = sem_seg(model, batch_a)[0]
+    torch.testing.assert_close(sem_seg(model, batch_b)[0], sem_seg(random_fcclip(plus_cfg()), batch_b)[0])
+    torch.testing.assert_close(sem_seg(model, batch_a)[0], first)
+
+
+def test_training_tunes_the_trunk_alone():
+    torch.manual_seed(0)
+    model = build_model(plus_cfg()).train()
+    model.fill_missing(set())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = inputs((64, 64), (64, 48))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    compensation = []
+    for _ in range(3):
+        losses = model(batch)
+        compensation.append(losses["loss_compensation"].item())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert compensation[0] == 0 < compensation[1]  # the tower begins as its teacher
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    trunk = {name for name in changed if name.startswith("clip.")}
+    assert trunk and all(name.startswith("clip.visual.tower.") and "attnpool" not in name for name in trunk)
+    assert {name.split(".")[0] for name in changed} == {"clip", "content_transfer", "proposals"}
+    assert not any("running" in name for name in changed)
+    assert sem_seg(model, batch)[1].isfinite().all()
 
 
 def test_batch_equals_single(model):
@@ -116,7 +149,6 @@ def test_teacher_starts_as_the_pretrained_clip():
     model = random_fcclip(plus_cfg())
     filled = model.fill_missing({"clip.logit_scale"})
     assert filled == {f"teacher.{name}" for name in model.teacher.state_dict()}
-    model.eval()  # alike statistics: a tower in training has those of the batch
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(model.teacher(images).dense, model.clip.visual(images).dense)
     assert model.fill_missing({"teacher.tower.conv1.weight"}) == set()
@@ -160,6 +192,33 @@ def test_a_transformer_is_refused():
     cfg.MODEL.OVSEG.CLIP.NAME = "OVShapes-ViT"
     with pytest.raises(ValueError, match="MODEL.OVSEG.CLIP.NAME: OVShapes-ViT is a transformer; MAFT"):
         build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("HEADS", 7, "MAFT_PLUS.HEADS: got 7; expected a divisor of CLIP's 128 dimensions"),
+        ("HEADS", 0, "MAFT_PLUS.HEADS: got 0"),
+        ("RC_SCALES", [1, 0], r"MAFT_PLUS.RC_SCALES: got \[1, 0\]; expected one or more integers from 1"),
+        ("RC_SCALES", [], "MAFT_PLUS.RC_SCALES"),
+    ],
+)
+def test_bad_options(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(plus_cfg(**{key: value}))
+
+
+def test_compensation_of_maps_that_are_not_square():
+    """The map is made square first; the cells are those of the width it had."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(1, 2, 4, 6), torch.randn(1, 2, 4, 6)
+    square = [F.interpolate(x.clamp(min=0), size=(6, 6), mode="bilinear") for x in (student, teacher)]
+    torch.testing.assert_close(
+        representation_compensation_loss(student, teacher), representation_compensation_loss(*square)
+    )
+    tall = representation_compensation_loss(student.mT, teacher.mT, scales=(1,))
+    pooled = [F.avg_pool2d(x.mT, 4) for x in square]  # one cell of 4 x 4 in the map of 6 x 6
+    torch.testing.assert_close(tall, F.smooth_l1_loss(*pooled))
 
 
 def test_texts_learn_from_the_image(model):

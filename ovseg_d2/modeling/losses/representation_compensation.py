@@ -1,5 +1,5 @@
-"""MAFT+'s representation compensation (arXiv 2408.00744, section 3.3): a tuned CLIP's dense features stay near those it
-came from, at several scales."""
+"""MAFT+'s representation compensation (arXiv 2408.00744, section 3.3): a tuned CLIP's last map stays near that of the
+CLIP it came from, at several scales."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def representation_compensation_loss(student: Tensor, teacher: Tensor, *, scales
 
     Args:
         student, teacher: (N, C, h, w); what is negative does not count.
-        scales: cells a side at each scale.
+        scales: cells a side at each scale, if it divides the width.
 
     Returns:
         Scalar, the mean over all sums; not weighted.

@@ -34,7 +34,7 @@ class ContentDependentTransfer(nn.Module):
     def forward(self, text_rows: Tensor, dense: Tensor) -> Tensor:
         """
         Args:
-            text_rows: (E, D) classes, and whatever stands beside them.
+            text_rows: (E, D), each on its own.
             dense: (N, D, h, w) the image's features in CLIP's joint space.
 
         Returns:

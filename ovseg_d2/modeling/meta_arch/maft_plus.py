@@ -73,21 +73,18 @@ class MAFTPlus(FCCLIP):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         options = cfg.MODEL.OVSEG.MAFT_PLUS
         base = super().from_config(cfg)
-        transfer = ContentDependentTransfer(
-            dim=base["clip"].embed_dim, num_heads=options.HEADS, panoptic=options.PANOPTIC
-        )
         return {
-            "content_transfer": transfer if options.CONTENT_TRANSFER else None,
+            "content_transfer": build_content_transfer(cfg, base["clip"].embed_dim),
             "mask_aware_loss": MaskAwareLoss(),
             "mask_aware_weight": options.MASK_AWARE_WEIGHT,
             "compensation_weight": options.RC_WEIGHT,
-            "compensation_scales": options.RC_SCALES,
+            "compensation_scales": _checked_scales(options.RC_SCALES),
             **base,
         }
 
     @staticmethod
     def clip_options(cfg: CfgNode) -> dict[str, Any]:
-        """Dense features, too.
+        """Dense features, too, for the content-dependent transfer.
 
         Raises:
             ValueError: a tower that is no ConvNeXt or ResNet.
@@ -95,7 +92,14 @@ class MAFTPlus(FCCLIP):
         name = cfg.MODEL.OVSEG.CLIP.NAME
         if tower_kind(name) not in _DENSE:
             raise ValueError(f"MODEL.OVSEG.CLIP.NAME: {name} is a transformer; MAFT+ needs a ConvNeXt or a ResNet")
-        return _DENSE[tower_kind(name)]
+        return _DENSE[tower_kind(name)] if cfg.MODEL.OVSEG.MAFT_PLUS.CONTENT_TRANSFER else {}
+
+    def train(self, mode: bool = True) -> MAFTPlus:
+        """As in PyTorch, but CLIP's image tower stays as in evaluation: what stochastic depth or the statistics of a
+        batch do to its features would count as a difference from the teacher's."""
+        super().train(mode)
+        self.clip.visual.eval()
+        return self
 
     def fill_missing(self, given: set[str]) -> set[str]:
         """Make the teacher a copy of the pretrained CLIP, unless a file gave it.
@@ -126,9 +130,10 @@ class MAFTPlus(FCCLIP):
         losses["loss_mask_aware"] = self.mask_aware_weight * self.mask_aware_loss(clip_probs, mask_probs, targets)
         if self.teacher is not None:
             with torch.no_grad():
-                teacher = self.teacher(images.tensor).dense
+                teacher = self.teacher(images.tensor, masks_only=True)
+            # The last map before its projection, as in the public code.
             losses["loss_compensation"] = self.compensation_weight * representation_compensation_loss(
-                features.dense, teacher, scales=self.compensation_scales
+                features.layers["res5"], teacher.layers["res5"], scales=self.compensation_scales
             )
         return losses
 
@@ -143,15 +148,33 @@ class MAFTPlus(FCCLIP):
     def clip_logits(self, features: ClipFeatures, mask_logits: Tensor, text: TextClasses) -> Tensor:
         """CLIP's classification (N, Q, K) of masks (N, Q, h, w), by texts that know the images."""
         mask_embeds = self.clip.visual.encode_masks(features, mask_logits, from_logits=True)
-        # The row of "no object" is a row among others for the attention, though its logit is not used here.
-        void = self.proposals.mask_decoder.class_embed.void_embedding.weight.detach()
-        rows = torch.cat([text.embeds[:, 0], F.normalize(void.float(), dim=-1)])
-        if self.content_transfer is None:
-            rows = rows.expand(len(mask_embeds), -1, -1)
-        else:
-            rows = self.content_transfer(rows, features.dense)
-        entry_logits = transferred_logits(mask_embeds, rows, self.clip.scale())
-        return class_logits(entry_logits[..., :-1], text.class_ids, len(text))
+        # The public code has a row of "no object" here, too; rows do not see each other, and its logit is not used.
+        rows = text.embeds[:, 0].expand(len(mask_embeds), -1, -1)
+        if self.content_transfer is not None:
+            rows = self.content_transfer(text.embeds[:, 0], features.dense)
+        return class_logits(transferred_logits(mask_embeds, rows, self.clip.scale()), text.class_ids, len(text))
+
+
+def build_content_transfer(cfg: CfgNode, embed_dim: int) -> ContentDependentTransfer | None:
+    """By ``MODEL.OVSEG.MAFT_PLUS``.
+
+    Raises:
+        ValueError: its heads cannot share the ``embed_dim`` channels.
+    """
+    options = cfg.MODEL.OVSEG.MAFT_PLUS
+    if not options.CONTENT_TRANSFER:
+        return None
+    if options.HEADS < 1 or embed_dim % options.HEADS:
+        raise ValueError(
+            f"MODEL.OVSEG.MAFT_PLUS.HEADS: got {options.HEADS}; expected a divisor of CLIP's {embed_dim} dimensions"
+        )
+    return ContentDependentTransfer(dim=embed_dim, num_heads=options.HEADS, panoptic=options.PANOPTIC)
+
+
+def _checked_scales(scales: Sequence[int]) -> Sequence[int]:
+    if not scales or min(scales) < 1:
+        raise ValueError(f"MODEL.OVSEG.MAFT_PLUS.RC_SCALES: got {list(scales)}; expected one or more integers from 1")
+    return scales
 
 
 def _detached(features: ClipFeatures) -> ClipFeatures:
