@@ -40,6 +40,8 @@ setup(
         "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.*", "torchmetrics>=1.4", "transformers>=5"],
         # SAM as a mask generator.
         "sam": ["transformers>=5"],
+        # SegFormer's Mix Transformer as a backbone.
+        "mit": ["transformers>=5"],
         # Apart because it brings a backport of the standard library's typing.
         "cityscapes": ["cityscapesScripts>=2.2"],
     },

@@ -58,6 +58,16 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.names)
 
+    def seen_in(self, trained: Vocabulary | None) -> tuple[bool, ...]:
+        """K flags, whether training knew the class: those of a zero-shot split, else FC-CLIP's rule, a synonym in
+        common (to the letter) with the classes ``trained``; where these are not known, every class counts as seen."""
+        if self.is_seen:
+            return self.is_seen
+        if trained is None:
+            return (True,) * len(self)
+        texts = {text for synonyms in trained.synonyms for text in synonyms}
+        return tuple(not texts.isdisjoint(synonyms) for synonyms in self.synonyms)
+
 
 @dataclass
 class TextClasses:
@@ -152,6 +162,7 @@ class MaskProposals:
         class_logits: (N, Q, K + 1), the last column for "no object"; None for class-agnostic generators.
         valid: (N, Q) bool, False where a row only fills the batch; None when all are real.
         query_embeds: (N, Q, C) the decoder's queries; None for generators without.
+        text_queries: (N, E, C) what a decoder layer has made of the texts among its queries (MTA-CLIP); None without.
         class_probs: (N, Q, K + 1) scores of an ensemble, whose rows need not add up to one, where they stand in for
             the softmax of ``class_logits``; None otherwise.
         aux: the same for earlier decoder layers (deep supervision), first layer first.
@@ -161,6 +172,7 @@ class MaskProposals:
     class_logits: Tensor | None = None
     valid: Tensor | None = None
     query_embeds: Tensor | None = None
+    text_queries: Tensor | None = None
     class_probs: Tensor | None = None
     aux: list[MaskProposals] = field(default_factory=list)
 

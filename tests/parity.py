@@ -45,6 +45,10 @@ PARTS = (
     "maft_plus",
     "maft_freeseg",
     "maft_panoptic",
+    "mta",
+    "fgaseg_model",
+    "fgaseg_alignment",
+    "fgaseg_cost",
 )
 
 

@@ -74,8 +74,10 @@ def masks_of(model: nn.Module, x: Record, vocabulary: Vocabulary) -> tuple[Tenso
     """Masks (Q, height, width) bool at the size of the image, and their scores if there are any."""
     images = model.preprocess([x])
     if isinstance(model, ClipSegmentor):
+        images = model.generator_copy(images)
         # Scores of a text head depend on the classes, masks do not.
-        proposals: MaskProposals = model.propose(model.proposals, images, averaged(model.text(vocabulary)))
+        text = averaged(model.text(vocabulary))
+        proposals: MaskProposals = model.propose(model.proposals, images, text, vocabulary)
     else:
         proposals = model.proposals(images)
     logits = F.interpolate(

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetFromList
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
@@ -145,6 +146,7 @@ def build_train_loader(cfg: Any, *, start_iteration: int = 0) -> TrainLoader:
     records: list[Record] = []
     for name in names:
         records += load_dataset_dicts(name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    records = _fraction(cfg, records)
     _logger.info("training on %d images of %s", len(records), ", ".join(names))
 
     sampler = _train_sampler(cfg, records)
@@ -196,6 +198,22 @@ class _Later(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         return itertools.islice(self.sampler, self.count, None)
+
+
+def _fraction(cfg: Any, records: list[Record]) -> list[Record]:
+    """DATALOADER.TRAIN_FRACTION of the images, at least one, in their order; the same in all processes and runs."""
+    fraction = cfg.DATALOADER.TRAIN_FRACTION
+    if not 0 < fraction <= 1:
+        raise ValueError(f"DATALOADER.TRAIN_FRACTION is {fraction}; expected a share of the images, in (0, 1]")
+    if fraction == 1:
+        return records
+    seed = max(cfg.SEED, 0)
+    # The first of one order of all images: a smaller fraction is a part of a larger one.
+    chosen = np.random.default_rng(seed).permutation(len(records))[: max(1, round(fraction * len(records)))]
+    _logger.info(
+        "DATALOADER.TRAIN_FRACTION %s: %d of %d images, drawn with seed %d", fraction, len(chosen), len(records), seed
+    )
+    return [records[i] for i in sorted(chosen)]
 
 
 def _train_sampler(cfg: Any, records: Sequence[Record]) -> Sampler:

@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 
 #: Meta-architectures whose classifier has one output a class: all datasets of a run must have the same classes.
-CLOSED_VOCABULARY = ("Mask2Former",)
+CLOSED_VOCABULARY = ("Mask2Former", "DenseCLIP")
 
 
 def require_registered(name: str) -> None:
@@ -92,8 +92,9 @@ def _needed_keys(cfg: Any, name: str) -> tuple[str, ...]:
     """The keys of dataset dicts whose files this run opens."""
     tasks = cfg.MODEL.OVSEG.TEST.TASKS
     is_panoptic = hasattr(MetadataCatalog.get(name), "panoptic_root")
+    on_annotated_masks = cfg.MODEL.OVSEG.PROPOSALS.NAME == "GroundTruthProposals"
     keys = ["file_name"]
-    if is_panoptic and (name in cfg.DATASETS.TRAIN or "panoptic" in tasks):
+    if is_panoptic and (name in cfg.DATASETS.TRAIN or "panoptic" in tasks or on_annotated_masks):
         keys.append("pan_seg_file_name")
     if name in cfg.DATASETS.TEST and "semantic" in tasks or not is_panoptic:
         keys.append("sem_seg_file_name")

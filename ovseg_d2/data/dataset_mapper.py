@@ -6,47 +6,30 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import configurable
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Instances, polygons_to_bitmask
+from detectron2.structures import BitMasks, Instances
 
+from ovseg_d2.data.annotation_masks import annotation_segments
+from ovseg_d2.data.annotations import (
+    TARGETS,
+    DatasetInfo,
+    annotation_key,
+    instance_masks,
+    read_labels,
+    with_size,
+)
 from ovseg_d2.data.augmentation import build_augmentations, build_test_augmentations, transform_masks
-from ovseg_d2.data.check import require_registered
-from ovseg_d2.data.image_io import CorruptImageError, annotated_size, check_size, read_image
-from ovseg_d2.data.label_map import LabelMap, class_of_label
+from ovseg_d2.data.image_io import CorruptImageError, read_image
+from ovseg_d2.data.label_map import LabelMap
 from ovseg_d2.data.proposal_files import ProposalReader, proposal_path
-from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 
 Array = np.ndarray
-TARGETS = ("panoptic", "semantic", "instance")
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What the mapper needs to know of a dataset: its number of classes, the label of unlabelled pixels, and the class
-    of each label where the two differ (:func:`ovseg_d2.data.label_map.class_of_label`)."""
-
-    num_classes: int
-    ignore_label: int | None
-    class_of_label: Array | None = None
-
-    @classmethod
-    def from_name(cls, name: str) -> DatasetInfo:
-        require_registered(name)
-        metadata = MetadataCatalog.get(name)
-        return cls(
-            num_classes=len(vocabulary_from_metadata(metadata)),
-            ignore_label=getattr(metadata, "ignore_label", None),
-            class_of_label=class_of_label(metadata),
-        )
 
 
 class OVSegDatasetMapper:
@@ -65,7 +48,9 @@ class OVSegDatasetMapper:
     Unlabelled, ignored and padded pixels are ``ignore_value`` in ``sem_seg``
     whatever a dataset's own ignore label is, and in no mask.
 
-    In evaluation the result is the dict itself with ``image`` added.
+    In evaluation the result is the dict itself with ``image`` added, and with ``annotated_proposals`` the masks of the
+    annotation, see :func:`ovseg_d2.data.annotation_masks.annotation_segments`: ``proposals`` and their classes
+    ``proposal_classes`` (Q,) int64.
     """
 
     @configurable
@@ -81,6 +66,7 @@ class OVSegDatasetMapper:
         datasets: Mapping[str, DatasetInfo],
         on_corrupt_image: str,
         proposals: Mapping[str, ProposalReader] | None = None,
+        annotated_proposals: bool = False,
     ) -> None:
         """
         Args:
@@ -93,6 +79,7 @@ class OVSegDatasetMapper:
             datasets: what is known of each dataset that a dict's ``dataset_name`` may name.
             on_corrupt_image: "skip" (log, count and return None) or "raise".
             proposals: files of mask proposals by dataset; None: dicts get none.
+            annotated_proposals: in evaluation, the masks of the annotation are the proposals.
         """
         if targets not in TARGETS:
             raise ValueError(f"INPUT.TARGETS is {targets!r}; expected one of {', '.join(TARGETS)}")
@@ -114,6 +101,7 @@ class OVSegDatasetMapper:
         self.datasets = dict(datasets)
         self.on_corrupt_image = on_corrupt_image
         self.proposals = None if proposals is None else dict(proposals)
+        self.annotated_proposals = annotated_proposals
         # Only a crop that limits the share of a class needs the labels to choose its transform.
         self._augmentations_see_labels = any(
             getattr(augmentation, "single_category_max_area", 1.0) < 1.0 for augmentation in augmentations
@@ -128,7 +116,8 @@ class OVSegDatasetMapper:
             dataset_names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         elif isinstance(dataset_names, str):
             dataset_names = (dataset_names,)
-        files = cfg.MODEL.OVSEG.PROPOSALS.FILES
+        annotated = cfg.MODEL.OVSEG.PROPOSALS.NAME == "GroundTruthProposals"
+        files = "" if annotated else cfg.MODEL.OVSEG.PROPOSALS.FILES
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg) if is_train else build_test_augmentations(cfg),
@@ -141,6 +130,7 @@ class OVSegDatasetMapper:
             "proposals": {name: ProposalReader(proposal_path(files, name)) for name in dataset_names}
             if files
             else None,
+            "annotated_proposals": annotated,
         }
 
     @property
@@ -168,8 +158,7 @@ class OVSegDatasetMapper:
         path = record["file_name"]
         image = read_image(path, self.image_format)
         size = image.shape[:2]
-        check_size(path, size, annotated_size(record) or size, "its annotation file")
-        record = {**record, "height": size[0], "width": size[1]}
+        record = with_size(record, size)
         record.setdefault("image_id", os.path.splitext(os.path.basename(path))[0])
 
         labels = self._read_labels(record) if self.is_train else None
@@ -177,6 +166,9 @@ class OVSegDatasetMapper:
         record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.is_train:
             self._add_targets(record, labels, transforms)
+        elif self.annotated_proposals:
+            class_ids, masks = annotation_segments(record, self._info(record), transforms, self._size(record))
+            record.update(proposals=masks, proposal_classes=class_ids)
         if self.proposals is not None:
             reader = self.proposals[record["dataset_name"]]
             masks = reader.masks(record["image_id"], size, name=path)
@@ -185,6 +177,21 @@ class OVSegDatasetMapper:
 
     def _info(self, record: dict[str, Any]) -> DatasetInfo:
         return self.datasets[record["dataset_name"]]
+
+    @staticmethod
+    def _size(record: dict[str, Any]) -> tuple[int, int]:
+        """Of the transformed image."""
+        return tuple(record["image"].shape[1:])
+
+    def _read_labels(self, record: dict[str, Any]) -> LabelMap | None:
+        """The label file of the record; None for instance targets, whose masks are in the record itself."""
+        key = annotation_key(record, self.targets)
+        if key not in record:
+            raise ValueError(
+                f"INPUT.TARGETS is {self.targets!r}, but {record['file_name']} of dataset {record['dataset_name']!r} "
+                f"has no {key}; expected a dataset with {self.targets} annotations"
+            )
+        return None if self.targets == "instance" else read_labels(record, self._info(record), self.targets)
 
     def _augment(self, image: Array, labels: LabelMap | None) -> tuple[Array, T.TransformList]:
         sem_seg = None
@@ -200,43 +207,12 @@ class OVSegDatasetMapper:
         transforms = self.augmentations(augmented)
         return augmented.image, transforms
 
-    def _read_labels(self, record: dict[str, Any]) -> LabelMap | None:
-        """The label file of the record; None for instance targets, whose masks are in the record itself."""
-        if self.targets == "instance":
-            self._require(record, "annotations")
-            return None
-        # The semantic labels of a panoptic dataset are in its panoptic files.
-        key = "pan_seg_file_name"
-        if self.targets == "semantic" and key not in record:
-            key = "sem_seg_file_name"
-        self._require(record, key)
-        path, info = record[key], self._info(record)
-        labels = read_image(path)
-        check_size(path, labels.shape[:2], (record["height"], record["width"]), f"the image {record['file_name']}")
-        channels = 1 if labels.ndim == 2 else labels.shape[2]
-        if key == "pan_seg_file_name":
-            if channels < 3:
-                raise ValueError(f"{path} has {channels} channel(s), expected the 3 of a panoptic PNG (RGB ids)")
-            label_map = LabelMap.from_panoptic(labels, record["segments_info"])
-            return label_map if self.targets == "panoptic" else label_map.by_class(info.num_classes)
-        if channels != 1:
-            raise ValueError(f"{path} has {channels} channels, expected 1 of class indices")
-        try:
-            return LabelMap.from_semantic(labels, info.num_classes, info.ignore_label, info.class_of_label)
-        except ValueError as error:
-            raise ValueError(f"{path} has {error} of {record['dataset_name']!r}") from None
-
-    def _require(self, record: dict[str, Any], key: str) -> None:
-        if key not in record:
-            raise ValueError(
-                f"INPUT.TARGETS is {self.targets!r}, but {record['file_name']} of dataset {record['dataset_name']!r} "
-                f"has no {key}; expected a dataset with {self.targets} annotations"
-            )
-
     def _add_targets(self, record: dict[str, Any], labels: LabelMap | None, transforms: T.TransformList) -> None:
-        size = tuple(record["image"].shape[1:])
+        size = self._size(record)
         if labels is None:
-            class_ids, masks = self._instance_masks(record, transforms, size)
+            class_ids, masks = instance_masks(record, self._info(record), transforms, size)
+            present = self.keep_empty_masks | masks.any(dim=(1, 2))
+            class_ids, masks = class_ids[present], masks[present]
         else:
             labels = labels.transformed(transforms)
             record["sem_seg"] = labels.sem_seg(self.ignore_value)
@@ -247,45 +223,3 @@ class OVSegDatasetMapper:
         instances.gt_classes = class_ids
         instances.gt_masks = BitMasks(masks)
         record["instances"] = instances
-
-    def _instance_masks(
-        self, record: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        annotations = [annotation for annotation in record["annotations"] if not annotation.get("iscrowd", 0)]
-        masks = np.zeros((len(annotations), *size), bool)
-        for mask, annotation in zip(masks, annotations, strict=True):
-            mask[:] = self._transformed_mask(record, annotation, transforms, size)
-        class_ids = torch.tensor([annotation["category_id"] for annotation in annotations], dtype=torch.int64)
-        num_classes = self._info(record).num_classes
-        if len(class_ids) and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_classes:
-            raise ValueError(
-                f"an annotation of {record['file_name']} has category {int(class_ids.max())}, expected "
-                f"0..{num_classes - 1} in dataset {record['dataset_name']!r}"
-            )
-        present = torch.from_numpy(self.keep_empty_masks | masks.any(axis=(1, 2)))
-        return class_ids[present], torch.from_numpy(masks)[present]
-
-    def _transformed_mask(
-        self, record: dict[str, Any], annotation: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
-    ) -> Array:
-        """The mask (H, W) bool of polygons, of a (compressed or plain) RLE or of a bitmap."""
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list):
-            # Corners move exactly; points beyond the border are clipped when the polygon is filled.
-            polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
-            corners = [transforms.apply_coords(polygon.copy()).reshape(-1) for polygon in polygons]
-            return polygons_to_bitmask(corners, *size)
-        if isinstance(segmentation, dict):
-            if isinstance(segmentation["counts"], list):
-                segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-            mask = mask_util.decode(segmentation)
-        elif isinstance(segmentation, np.ndarray):
-            mask = segmentation.astype(np.uint8)
-        else:
-            raise ValueError(
-                f"an annotation of {record['file_name']} has a segmentation of type {type(segmentation).__name__}, "
-                "expected polygons (list), RLE (dict) or a bitmap (array)"
-            )
-        expected = (record["height"], record["width"])
-        check_size(f"a mask of {record['file_name']}", mask.shape[:2], expected, "the image")
-        return np.asarray(transforms.apply_segmentation(mask)) == 1  # padding is 255

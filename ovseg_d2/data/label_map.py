@@ -76,6 +76,10 @@ class LabelMap:
         """All regions of a class made one, crowds too."""
         return self._of_classes(np.append(0, self.class_ids + 1)[self.index], num_classes)
 
+    def present(self) -> LabelMap:
+        """Regions without a pixel are no targets any more."""
+        return replace(self, is_target=self.is_target & (self._sizes() > 0))
+
     def transformed(self, transforms: TransformList) -> LabelMap:
         """The labels after geometric transforms of the image; no label in the padding."""
         return replace(self, index=transform_labels(self.index, transforms, fill=0))
@@ -86,11 +90,14 @@ class LabelMap:
 
     def targets(self, *, keep_empty: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """``class_ids`` (M,) int64 and ``masks`` (M, H, W) bool of the targets, or of those that have a pixel."""
-        sizes = np.bincount(self.index.ravel(), minlength=len(self.class_ids) + 1)[1:]
-        regions = np.flatnonzero(self.is_target & (keep_empty | (sizes > 0)))
+        regions = np.flatnonzero(self.is_target & (keep_empty | (self._sizes() > 0)))
         index = torch.from_numpy(self.index)
         masks = index[None] == torch.from_numpy(regions + 1).to(index.dtype)[:, None, None]
         return torch.from_numpy(self.class_ids[regions]), masks
+
+    def _sizes(self) -> Array:
+        """Pixels of each region, (n,)."""
+        return np.bincount(self.index.ravel(), minlength=len(self.class_ids) + 1)[1:]
 
 
 def class_of_label(metadata: Any) -> Array | None:

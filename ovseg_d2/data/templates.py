@@ -91,14 +91,14 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def get_templates(names: Sequence[str]) -> tuple[str, ...]:
-    """Templates of ``MODEL.OVSEG.TEXT.TEMPLATES``: each entry the name of a set, or a sentence with one ``{}``.
+def get_templates(names: Sequence[str], *, key: str = "MODEL.OVSEG.TEXT.TEMPLATES") -> tuple[str, ...]:
+    """The templates of a key: each entry the name of a set, or a sentence with one ``{}``.
 
     Raises:
         ValueError: an entry that is neither, or no entry at all.
     """
     if not names:
-        raise ValueError("MODEL.OVSEG.TEXT.TEMPLATES is empty; expected names of sets or sentences with '{}'")
+        raise ValueError(f"{key} is empty; expected names of sets or sentences with '{{}}'")
     templates: list[str] = []
     for name in names:
         if name in TEMPLATE_SETS:
@@ -107,7 +107,6 @@ def get_templates(names: Sequence[str]) -> tuple[str, ...]:
             templates.append(name)
         else:
             raise ValueError(
-                f"MODEL.OVSEG.TEXT.TEMPLATES: {name!r} is neither a set ({', '.join(TEMPLATE_SETS)}) nor a sentence "
-                "with one '{}'"
+                f"{key}: {name!r} is neither a set ({', '.join(TEMPLATE_SETS)}) nor a sentence with one '{{}}'"
             )
     return tuple(templates)

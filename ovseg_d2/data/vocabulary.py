@@ -59,6 +59,14 @@ def vocabulary_from_metadata(metadata: Any) -> Vocabulary:
     raise ValueError(f"dataset {getattr(metadata, 'name', '?')!r} is registered without stuff_classes or thing_classes")
 
 
+def training_vocabulary(dataset_names: Sequence[str]) -> Vocabulary | None:
+    """The classes that training counts in, those of the first of its datasets; None if there is none, or it is not
+    registered with class names."""
+    metadata = MetadataCatalog.get(dataset_names[0]) if dataset_names else None
+    has_classes = hasattr(metadata, "thing_classes") or hasattr(metadata, "stuff_classes")
+    return vocabulary_from_metadata(metadata) if has_classes else None
+
+
 def vocabulary_from_string(text: str) -> Vocabulary:
     """Classes between commas, ``"red star, blue ring, grass:stuff"``; with a pipe anywhere, pipes separate classes and
     commas synonyms, ``"red star, scarlet star | grass, lawn:stuff"``.

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from ovseg_d2.config import add_ovseg_config
+from ovseg_d2.data.class_texts import attach_class_texts
 from ovseg_d2.data.datasets import register_from_entries
 from ovseg_d2.engine.lr_schedule import LR_SCHEDULERS
 from ovseg_d2.engine.optimizer import CLIP_TYPES, OPTIMIZERS
@@ -22,7 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.PIPELINE": ("lsj", "crop", "resize"),
     "DATALOADER.ON_CORRUPT_IMAGE": ("skip", "raise"),
     "TEST.ON_CORRUPT_IMAGE": ("skip", "raise"),
-    "MODEL.OVSEG.TEST.TASKS": ("semantic", "panoptic", "instance"),
+    "MODEL.OVSEG.TEST.TASKS": ("semantic", "panoptic", "instance", "mask_accuracy"),
     "MODEL.OVSEG.TEST.ORACLE": ("", "iou"),
     "SOLVER.OPTIMIZER": OPTIMIZERS,
     "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULERS,
@@ -46,7 +47,9 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNo
         _merge(cfg, _read_yaml(config_file), where=f" in {config_file}")
     _merge(cfg, _pairs(opts), where="")
     _check_choices(cfg)
+    _check_crop(cfg)
     register_from_entries(cfg.DATASETS.REGISTER)
+    attach_class_texts(cfg.DATASETS.CLASS_TEXTS)
     return cfg
 
 
@@ -141,6 +144,22 @@ def _nodes(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, CfgNode]]:
         if isinstance(value, CfgNode):
             yield f"{prefix}{key}", value
             yield from _nodes(value, f"{prefix}{key}.")
+
+
+def _check_crop(cfg: CfgNode) -> None:
+    """A training crop must fill what images are padded to: else most of what the model learns from is padding."""
+    crop, divisibility = cfg.INPUT.CROP, cfg.MODEL.OVSEG.SIZE_DIVISIBILITY
+    if cfg.INPUT.PIPELINE == "lsj":
+        key, sizes = "INPUT.IMAGE_SIZE", [cfg.INPUT.IMAGE_SIZE]
+    elif cfg.INPUT.PIPELINE == "crop" and crop.ENABLED and crop.TYPE.startswith("absolute"):
+        key, sizes = "INPUT.CROP.SIZE", list(crop.SIZE)
+    else:
+        return
+    if 1 <= min(sizes) < divisibility:  # below 1 are detectron2's default fractions, in files that others complete
+        raise ValueError(
+            f"{key} is {sizes if len(sizes) > 1 else sizes[0]}, smaller than MODEL.OVSEG.SIZE_DIVISIBILITY, "
+            f"{divisibility}, which images are padded to; expected at least as much"
+        )
 
 
 def _check_choices(cfg: CfgNode) -> None:

@@ -6,7 +6,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
-from fvcore.common.param_scheduler import ParamScheduler
+from detectron2.solver.lr_scheduler import WarmupParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler, ParamScheduler
 
 LR_SCHEDULERS = ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR")
 
@@ -59,12 +60,31 @@ class WarmupPolySchedule(ParamScheduler):
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """``SOLVER.LR_SCHEDULER_NAME``: detectron2's own schedules, and ``WarmupPolyLR``."""
+    """``SOLVER.LR_SCHEDULER_NAME``: detectron2's own schedules, and ``WarmupPolyLR``.
+
+    ``WarmupCosineLR`` ends at ``SOLVER.BASE_LR_END``, which old versions of detectron2 lack. Every group of parameters
+    gets the same factors, so that those with a factor of their own end lower, or higher (the public MaskCLIP++, too).
+
+    Raises:
+        ValueError: no such schedule, or an end that is not between 0 and ``SOLVER.BASE_LR``.
+    """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME not in LR_SCHEDULERS:
         raise ValueError(
             f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}, allowed are {', '.join(LR_SCHEDULERS)}"
         )
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
+            raise ValueError(
+                f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; expected 0 to SOLVER.BASE_LR, {solver.BASE_LR}"
+            )
+        cosine = WarmupParamScheduler(
+            CosineParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR),
+            solver.WARMUP_FACTOR,
+            min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+            solver.WARMUP_METHOD,
+        )
+        return LRMultiplier(optimizer, multiplier=cosine, max_iter=solver.MAX_ITER)
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
         return build_detectron2_lr_scheduler(cfg, optimizer)
     schedule = WarmupPolySchedule(

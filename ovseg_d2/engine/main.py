@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> Results:
     if args.eval_only:
         model = build_model(cfg).eval()
         load_parts(model, cfg, strict=True)
-        return evaluate(cfg, model, extra={"weights": cfg.MODEL.WEIGHTS})
+        return evaluate(cfg, model, extra={"weights": cfg.MODEL.WEIGHTS}, augmented=cfg.TEST.AUG.ENABLED)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -7,18 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from open_clip.modified_resnet import AttentionPool2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ovseg_d2.config import add_ovseg_config
+from ovseg_d2.modeling.clip.prompts import LearnableContexts
 
 logger = logging.getLogger(__name__)
 
 # _NormBase is the parent of all batch and instance normalisations, SyncBatchNorm included.
 NORM_TYPES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
-# Position tables are raw parameters of attention and embedding modules of several libraries, so these go by name.
+# Learned contexts are token embeddings.
+EMBEDDING_TYPES = (nn.Embedding, LearnableContexts)
+# Position tables and class tokens are raw parameters of attention and embedding modules of several libraries, so these
+# go by name. A ViT's `class_embedding` is decayed all the same, as in the public codes.
 POSITION_PARAMETERS = frozenset(
-    {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "positional_embedding"}
+    {"relative_position_bias_table", "absolute_pos_embed", "pos_embed", "positional_embedding", "cls_token"}
 )
 
 OPTIMIZERS = ("ADAMW", "SGD")
@@ -30,8 +35,9 @@ GradientClipper = Callable[[Sequence[nn.Parameter]], "Tensor | None"]
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """``SOLVER.OPTIMIZER`` over the parameters of ``model`` that are trained, in groups of equal settings.
 
-    Weight decay is ``WEIGHT_DECAY_NORM`` in normalisations, ``WEIGHT_DECAY_EMBED`` in ``nn.Embedding``, 0 for position
-    tables, ``WEIGHT_DECAY`` elsewhere, biases included (the rules of the public Mask2Former).
+    Weight decay is ``WEIGHT_DECAY_NORM`` in normalisations, ``WEIGHT_DECAY_EMBED`` in embeddings and learned contexts
+    of texts, 0 for position tables and EVA's class token, ``WEIGHT_DECAY`` elsewhere, biases included (the rules of the
+    public Mask2Former). The table of a CLIP ResNet's attention pool is decayed, as in the public MaskCLIP++.
     """
     solver = cfg.SOLVER
     groups = parameter_groups(
@@ -74,9 +80,9 @@ def parameter_groups(
         seen.add(parameter)
         if isinstance(module, NORM_TYPES):
             decay = weight_decay_norm
-        elif isinstance(module, nn.Embedding):
+        elif isinstance(module, EMBEDDING_TYPES):
             decay = weight_decay_embed
-        elif name.rpartition(".")[2] in POSITION_PARAMETERS:
+        elif name.rpartition(".")[2] in POSITION_PARAMETERS and not isinstance(module, AttentionPool2d):
             decay = 0.0
         else:
             decay = weight_decay

@@ -240,6 +240,8 @@ def replace_sync_batch_norm(model: nn.Module) -> nn.Module:
             if isinstance(child, nn.SyncBatchNorm):
                 plain = nn.BatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
                 plain.load_state_dict(child.state_dict())
+                for parameter, old in zip(plain.parameters(), child.parameters(), strict=True):
+                    parameter.requires_grad_(old.requires_grad)
                 setattr(module, name, plain.train(child.training))
                 count += 1
     if count:

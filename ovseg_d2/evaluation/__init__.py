@@ -1,7 +1,8 @@
-"""Evaluation: semantic, panoptic and instance metrics of detectron2 models."""
+"""Evaluation: semantic, panoptic, instance and mask-classification metrics of detectron2 models."""
 
 from ovseg_d2.evaluation.build import build_evaluator
 from ovseg_d2.evaluation.instance import InstanceEvaluator
+from ovseg_d2.evaluation.mask_accuracy import MaskAccuracyEvaluator
 from ovseg_d2.evaluation.oracle import OracleEvaluator
 from ovseg_d2.evaluation.panoptic import PanopticEvaluator
 from ovseg_d2.evaluation.panoptic_quality import PanopticQuality, panoptic_quality_from_files
@@ -10,6 +11,7 @@ from ovseg_d2.evaluation.sem_seg import SemSegEvaluator, sem_seg_scores
 
 __all__ = [
     "InstanceEvaluator",
+    "MaskAccuracyEvaluator",
     "OracleEvaluator",
     "PanopticEvaluator",
     "PanopticQuality",

@@ -11,8 +11,11 @@ from detectron2.evaluation import DatasetEvaluator
 
 from ovseg_d2.data.image_io import read_image
 from ovseg_d2.data.label_map import class_of_label
+from ovseg_d2.data.vocabulary import vocabulary_from_metadata
+from ovseg_d2.evaluation.class_scores import harmonic_mean, mean, ratio, seen_means, seen_split
 from ovseg_d2.evaluation.gather import gather_records, required_output
 from ovseg_d2.evaluation.panoptic_png import read_panoptic_png
+from ovseg_d2.structures import Vocabulary
 
 
 def sem_seg_scores(
@@ -31,25 +34,23 @@ def sem_seg_scores(
         confusion: (K, K) pixel counts, [ground truth, prediction]; ignored pixels are not in it. More columns are of
             predictions that are none of the classes.
         class_names: K names.
-        class_is_seen: K flags of the zero-shot split; adds ``mIoU_seen``, ``mIoU_unseen``, harmonic mean ``hIoU``.
+        class_is_seen: K flags of :func:`seen_split`; adds ``mIoU_seen``, ``mIoU_unseen``, harmonic mean ``hIoU``.
         evaluation_set: class indices of named sets; adds the scores of :func:`class_set_scores`.
     """
     confusion = confusion.astype(np.float64)
     correct, gt_area = np.diag(confusion), confusion.sum(axis=1)
     pred_area = confusion.sum(axis=0)[: len(confusion)]
-    iou = _ratio(correct, gt_area + pred_area - correct)
-    accuracy = _ratio(correct, gt_area)
-    frequency = _ratio(gt_area, gt_area.sum())
+    iou = ratio(correct, gt_area + pred_area - correct)
+    accuracy = ratio(correct, gt_area)
+    frequency = ratio(gt_area, gt_area.sum())
     scores = {
-        "mIoU": _mean(iou),
+        "mIoU": mean(iou),
         "fwIoU": float(np.nansum(frequency * iou)) if gt_area.any() else float("nan"),
-        "mACC": _mean(accuracy),
-        "pACC": float(_ratio(correct.sum(), gt_area.sum())),
+        "mACC": mean(accuracy),
+        "pACC": float(ratio(correct.sum(), gt_area.sum())),
     }
     if class_is_seen is not None:
-        is_seen = np.array(class_is_seen, dtype=bool)
-        seen, unseen = _mean(iou[is_seen]), _mean(iou[~is_seen])
-        scores |= {"mIoU_seen": seen, "mIoU_unseen": unseen, "hIoU": harmonic_mean(seen, unseen)}
+        scores |= dict(zip(("mIoU_seen", "mIoU_unseen", "hIoU"), seen_means(iou, class_is_seen), strict=True))
     for name, class_ids in (evaluation_set or {}).items():
         scores |= class_set_scores(name, class_ids, iou=iou, correct=correct, gt_area=gt_area)
     scores |= {f"IoU-{name}": value for name, value in zip(class_names, iou.tolist(), strict=True)}
@@ -81,14 +82,9 @@ def class_set_scores(
     inside[list(class_ids)] = True
     scores = {}
     for prefix, chosen in (("", inside), ("un", ~inside)):
-        scores[f"mIoU-{prefix}{name}"] = _mean(iou[chosen])
-        scores[f"pAcc-{prefix}{name}"] = float(_ratio(correct[chosen].sum(), gt_area[chosen].sum()))
+        scores[f"mIoU-{prefix}{name}"] = mean(iou[chosen])
+        scores[f"pAcc-{prefix}{name}"] = float(ratio(correct[chosen].sum(), gt_area[chosen].sum()))
     return scores | {f"hIoU-{name}": harmonic_mean(scores[f"mIoU-{name}"], scores[f"mIoU-un{name}"])}
-
-
-def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b); 0 if both are 0, NaN if one is NaN."""
-    return 0.0 if a == b == 0 else 2 * a * b / (a + b)
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -101,15 +97,19 @@ class SemSegEvaluator(DatasetEvaluator):
         dataset_name: registered dataset; its metadata has the K ``stuff_classes`` and maybe a split, ``class_is_seen``,
             and ``evaluation_set``.
         ignore_label: used where the metadata has no ``ignore_label``.
+        trained_vocabulary: classes of the training data; in a dataset without a split, what is not among them is
+            unseen.
     """
 
     #: The name of the results.
     task = "sem_seg"
 
-    def __init__(self, *, dataset_name: str, ignore_label: int = 255) -> None:
+    def __init__(
+        self, *, dataset_name: str, ignore_label: int = 255, trained_vocabulary: Vocabulary | None = None
+    ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         self._class_names = list(metadata.stuff_classes)
-        self._class_is_seen = metadata.get("class_is_seen", None)
+        self._class_is_seen = seen_split(vocabulary_from_metadata(metadata), trained_vocabulary)
         self._evaluation_set = metadata.get("evaluation_set", None)
         self._class_of_label = class_of_label(metadata)
         self._ignore_label = metadata.get("ignore_label", ignore_label)
@@ -225,15 +225,3 @@ def _classes(labels: np.ndarray, class_of_label: np.ndarray, ignore_label: int, 
     classes = np.full(labels.shape, ignore_label, np.int64)
     classes[valid] = np.where(class_of_label < 0, ignore_label, class_of_label)[labels[valid]]
     return classes
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Quotient, NaN where the denominator is 0."""
-    nan = np.full(np.shape(numerator), np.nan)
-    return np.divide(numerator, denominator, out=nan, where=np.asarray(denominator) > 0)
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of the values that are not NaN, NaN if there are none."""
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")

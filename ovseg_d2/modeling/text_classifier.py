@@ -47,6 +47,7 @@ class TextClassifier(nn.Module):
         trained_vocabulary: Vocabulary | None = None,
         cache_dir: str = "",
         chunk_size: int = 512,
+        normalise: bool = True,
     ) -> None:
         """
         Args:
@@ -55,6 +56,7 @@ class TextClassifier(nn.Module):
             trained_vocabulary: the classes of the training data; None: every class counts as seen.
             cache_dir: folder for the results of a frozen tower; "": memory only.
             chunk_size: texts that go through the tower at once.
+            normalise: False: embeddings of the length that the tower gives them (DenseCLIP, MTA-CLIP).
         """
         super().__init__()
         self.tokenizer = tokenizer
@@ -62,6 +64,7 @@ class TextClassifier(nn.Module):
         self.trained_vocabulary = trained_vocabulary
         self.cache_dir = cache_dir
         self.chunk_size = chunk_size
+        self.normalise = normalise
         self._tokenised: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._frozen: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._trainable: tuple[Hashable, Tensor] | None = None
@@ -88,7 +91,7 @@ class TextClassifier(nn.Module):
             embeds=self._embeds(encoder, vocabulary, prompts),
             class_ids=torch.tensor(_class_ids(vocabulary), device=device),
             is_thing=torch.tensor(vocabulary.is_thing, dtype=torch.bool, device=device),
-            seen=torch.tensor(self._seen(vocabulary), dtype=torch.bool, device=device),
+            seen=torch.tensor(vocabulary.seen_in(self.trained_vocabulary), dtype=torch.bool, device=device),
         )
 
     def train(self, mode: bool = True) -> TextClassifier:
@@ -104,17 +107,8 @@ class TextClassifier(nn.Module):
         self._frozen.clear()
         return super()._apply(*args, **kwargs)
 
-    def _seen(self, vocabulary: Vocabulary) -> Sequence[bool]:
-        """The flags of a zero-shot split, else FC-CLIP's rule: a synonym in common with the training classes."""
-        if vocabulary.is_seen:
-            return vocabulary.is_seen
-        if self.trained_vocabulary is None:
-            return (True,) * len(vocabulary)
-        trained = {text for synonyms in self.trained_vocabulary.synonyms for text in synonyms}
-        return tuple(not trained.isdisjoint(synonyms) for synonyms in vocabulary.synonyms)
-
     def _embeds(self, encoder: ClipTextEncoder, vocabulary: Vocabulary, prompts: nn.Module | None) -> Tensor:
-        """(E, P, D) unit vectors, from the cache where it has them."""
+        """(E, P, D) unit vectors (with ``normalise``), from the cache where it has them."""
         parts = [encoder] if prompts is None else [encoder, prompts]
         trainable = any(parameter.requires_grad for part in parts for parameter in part.parameters())
         if trainable and self.training:
@@ -147,7 +141,7 @@ class TextClassifier(nn.Module):
                 return self._encode(encoder, vocabulary, tokens, prompts)
 
         trainable = any(parameter.requires_grad for parameter in encoder.parameters())
-        if not self.cache_dir or trainable or prompts is not None:
+        if not self.cache_dir or trainable or prompts is not None or not self.normalise:
             return encode()
         return cached_on_disk(encode, self.cache_dir, weights_hash=encoder.weights_hash(), tokens=tokens).to(device)
 
@@ -173,7 +167,7 @@ class TextClassifier(nn.Module):
     def _encode(
         self, encoder: ClipTextEncoder, vocabulary: Vocabulary, tokens: Tensor, prompts: nn.Module | None
     ) -> Tensor:
-        """(E, P, L) tokens -> (E, P', D) float32 unit vectors, in chunks of texts of like length."""
+        """(E, P, L) tokens -> (E, P', D) float32, unit vectors or not, in chunks of texts of like length."""
         texts = tokens.flatten(0, 1)
         class_ids = torch.tensor(_class_ids(vocabulary), device=tokens.device).repeat_interleave(tokens.shape[1])
         order = texts.argmax(dim=1).argsort(stable=True)
@@ -183,7 +177,7 @@ class TextClassifier(nn.Module):
                 embeds = encoder(texts[rows])[None]
             else:
                 embeds = prompts(encoder, texts[rows], class_ids=class_ids[rows])
-            chunks.append(F.normalize(embeds.float(), dim=-1))
+            chunks.append(F.normalize(embeds.float(), dim=-1) if self.normalise else embeds.float())
         embeds = torch.cat(chunks, dim=1)[:, order.argsort()]
         # (contexts, E * templates, D) -> (E, templates * contexts, D)
         return embeds.unflatten(1, tokens.shape[:2]).permute(1, 2, 0, 3).flatten(1, 2)

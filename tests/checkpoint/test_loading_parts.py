@@ -10,7 +10,7 @@ from ovseg_d2.checkpoint.io import save_atomic
 from ovseg_d2.engine import load_parts
 from tests.modeling.tiny_hosts import host_cfg, host_inputs, maft_cfg, random_host, sem_seg
 
-COPIED = "in no file, started as a copy of the pretrained CLIP: ip_clip"
+COPIED = "in no file, filled in from the pretrained CLIP or the config: ip_clip"
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torch
 from detectron2.utils import comm
 
 from ovseg_d2.data import build_test_loader, build_train_loader
+from ovseg_d2.data.build import _fraction
 from tests.data.coded_data import CodedData, data_cfg, write_json
 
 
@@ -92,6 +93,34 @@ def test_images_without_annotations(coded: CodedData, filter_empty: bool, expect
     cfg = data_cfg("coded_panoptic", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", filter_empty)
     drawn = itertools.chain(*ids(iter(build_train_loader(cfg)), 6))
     assert {image_id for _, image_id in drawn} == expected
+
+
+def fraction_of(count: int, fraction: float, seed: int) -> list[int]:
+    cfg = data_cfg("coded_panoptic", "SEED", seed, "DATALOADER.TRAIN_FRACTION", fraction)
+    return [record["index"] for record in _fraction(cfg, [{"index": i} for i in range(count)])]
+
+
+@pytest.mark.parametrize("seed", [-1, 0, 3])
+def test_a_smaller_fraction_is_part_of_a_larger_one(coded: CodedData, seed: int) -> None:
+    subsets = [fraction_of(1000, fraction, seed) for fraction in (0.001, 0.01, 0.1, 0.5, 1.0)]
+    assert [len(subset) for subset in subsets] == [1, 10, 100, 500, 1000]
+    assert all(set(a) < set(b) and b == sorted(b) for a, b in itertools.pairwise(subsets))
+    assert subsets[2] == fraction_of(1000, 0.1, seed)  # also without a seed, for a resume and for other processes
+    assert subsets[2] != fraction_of(1000, 0.1, 4)
+    assert fraction_of(3, 0.001, seed) == fraction_of(3, 0.3, seed)  # at least one
+
+
+def test_fraction_of_the_training_images(
+    coded: CodedData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = data_cfg("coded_panoptic", "DATALOADER.TRAIN_FRACTION", 0.7)
+    with caplog.at_level(logging.INFO):
+        drawn = set(itertools.chain(*ids(iter(build_train_loader(cfg)), 6)))
+    assert len(drawn) == 2 and caplog.text.count("TRAIN_FRACTION 0.7: 2 of 3 images, drawn with seed 7") == 1
+    later = set(itertools.chain(*ids(iter(build_train_loader(cfg, start_iteration=5)), 6)))
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    assert drawn == later == set(itertools.chain(*ids(iter(build_train_loader(cfg)), 6)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -179,6 +208,9 @@ def test_corrupt_evaluation_image_is_left_out_on_request(
         (["SOLVER.IMS_PER_BATCH", 0], r"IMS_PER_BATCH is 0; expected a multiple of the 1 process"),
         (["DATALOADER.SAMPLER_TRAIN", "Mine"], r"SAMPLER_TRAIN is 'Mine'; expected TrainingSampler or Repeat"),
         (["DATASETS.TRAIN", ()], r"DATASETS.TRAIN is empty"),
+        (["DATALOADER.TRAIN_FRACTION", 0.0], r"TRAIN_FRACTION is 0.0; expected a share of the images, in \(0, 1\]"),
+        (["DATALOADER.TRAIN_FRACTION", 1.5], r"DATALOADER.TRAIN_FRACTION is 1.5; expected"),
+        (["DATALOADER.TRAIN_FRACTION", float("nan")], r"DATALOADER.TRAIN_FRACTION is nan; expected"),
         (["DATASETS.TRAIN", ("coded_panoptik",)], r"'coded_panoptik' is not registered; did you mean coded_panoptic"),
     ],
 )

@@ -45,6 +45,28 @@ def test_whole_numbers_where_floats_are_meant():
     assert load_config(ROOT / CONFIG, ["SOLVER.BASE_LR", "1"]).SOLVER.BASE_LR == 1.0
 
 
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["INPUT.CROP.SIZE", "[16, 96]"],
+            r"CROP.SIZE is \[16, 96\], smaller than MODEL.OVSEG.SIZE_DIVISIBILITY, 32",
+        ),
+        (["MODEL.OVSEG.SIZE_DIVISIBILITY", "128"], r"INPUT.CROP.SIZE is \[96, 96\], smaller than .*, 128"),
+        (["INPUT.PIPELINE", "lsj", "INPUT.IMAGE_SIZE", "24"], "INPUT.IMAGE_SIZE is 24, smaller than .*, 32"),
+        (["INPUT.PIPELINE", "resize", "INPUT.CROP.SIZE", "[16, 16]"], None),
+        (["INPUT.CROP.SIZE", "[0.5, 0.5]", "INPUT.CROP.TYPE", "relative"], None),
+        (["INPUT.CROP.SIZE", "[16, 16]", "INPUT.CROP.ENABLED", "False"], None),
+    ],
+)
+def test_a_crop_is_not_smaller_than_the_padding(opts, message):
+    if message is None:
+        load_config(ROOT / CONFIG, opts)
+    else:
+        with pytest.raises(ValueError, match=message):
+            load_config(ROOT / CONFIG, opts)
+
+
 def arguments(*words):
     return default_argument_parser().parse_args(["--config-file", str(ROOT / CONFIG), *map(str, words)])
 

@@ -11,11 +11,11 @@ from tests.helpers import tiny_cfg
 MAX_ITER, WARMUP = 20, 5
 
 
-def make(name, warmup_iters=WARMUP):
+def make(name, warmup_iters=WARMUP, end=0.0):
     cfg = tiny_cfg()
     solver = cfg.SOLVER
     solver.LR_SCHEDULER_NAME, solver.MAX_ITER, solver.BASE_LR = name, MAX_ITER, 2.0
-    solver.STEPS, solver.GAMMA = (10, 16), 0.1
+    solver.STEPS, solver.GAMMA, solver.BASE_LR_END = (10, 16), 0.1, end
     solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD = warmup_iters, 0.1, "linear"
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": parameters[:1], "lr": 2.0}, {"params": parameters[1:], "lr": 0.2}], lr=2.0)
@@ -61,6 +61,21 @@ def test_formula_and_resume(name):
 
 def test_poly_without_warmup_starts_at_the_base_rate():
     assert rates(*make("WarmupPolyLR", warmup_iters=0), 1)[0][0] == 2.0
+
+
+def test_cosine_ends_where_it_should():
+    """MaskCLIP++: from 2e-4 to 1e-5; a group with a factor keeps it to the end."""
+    found = rates(*make("WarmupCosineLR", warmup_iters=0, end=0.1), MAX_ITER + 1)
+    for i, (first, second) in enumerate(found):
+        assert first == pytest.approx(0.1 + 1.9 * 0.5 * (1 + math.cos(math.pi * i / MAX_ITER))), i
+        assert second == pytest.approx(first / 10)
+    assert found[-1] == pytest.approx([0.1, 0.01])
+
+
+@pytest.mark.parametrize("end", [-0.1, 2.5])
+def test_a_cosine_that_would_rise(end):
+    with pytest.raises(ValueError, match=f"SOLVER.BASE_LR_END is {end}; expected 0 to SOLVER.BASE_LR, 2.0"):
+        make("WarmupCosineLR", end=end)
 
 
 def test_unknown_schedule():

@@ -6,7 +6,10 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ovseg_d2.engine.optimizer import build_gradient_clipper, build_optimizer
+from ovseg_d2.modeling.clip.eva import ClipEva
 from tests.helpers import tiny_cfg
+from tests.modeling.clip.test_trainable import convnext_encoder, resnet_encoder, text_encoder
+from tests.modeling.clip.tiny_vit import eva_tower
 
 
 class Model(nn.Module):
@@ -65,6 +68,28 @@ def test_mask2former_groups():
     assert found["proposals.pixel_decoder.level_embed"] == (base, decay)
     assert found["proposals.mask_decoder.level_embed.weight"] == (base, 0.0)
     assert found["proposals.mask_decoder.decoder_norm.bias"] == (base, 0.0)
+
+
+def decayed(encoder, cfg):
+    """Names of the parameters of ``encoder`` that are decayed, and of those that are not."""
+    cfg.SOLVER.LR_FACTORS, cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.WEIGHT_DECAY_EMBED = [], 0.0, 0.0
+    found = settings(encoder, build_optimizer(cfg, encoder))
+    assert {decay for _, decay in found.values()} == {0.0, cfg.SOLVER.WEIGHT_DECAY}
+    return tuple({name for name, (_, d) in found.items() if bool(d) == flag} for flag in (True, False))
+
+
+def test_weight_decay_of_clips(cfg):
+    """What the public MaskCLIP++ decays and what it does not."""
+    with_decay, without = decayed(resnet_encoder(), cfg)
+    assert "tower.attnpool.positional_embedding" in with_decay and "tower.bn1.bias" in without
+    with_decay, without = decayed(ClipEva(eva_tower(), mask_mode="maskclippp"), cfg)
+    assert {"mask_logit_scale", "tower.trunk.blocks.0.attn.q_proj.bias", "tower.trunk.head.bias"} <= with_decay
+    assert {"tower.trunk.pos_embed", "tower.trunk.cls_token", "tower.trunk.blocks.0.attn.norm.weight"} <= without
+    with_decay, without = decayed(convnext_encoder(), cfg)
+    assert "tower.trunk.stages.0.blocks.0.gamma" in with_decay and "tower.trunk.head.norm.weight" in without
+    with_decay, without = decayed(text_encoder(), cfg)
+    assert {"text_projection", "transformer.resblocks.0.attn.in_proj_bias"} <= with_decay
+    assert {"positional_embedding", "token_embedding.weight", "ln_final.bias"} <= without
 
 
 def test_optimizers(cfg):

@@ -1,6 +1,7 @@
 """build_evaluator chooses by evaluator type and tasks; results become strict JSON."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from ovseg_d2.evaluation import build_evaluator, results_table, write_results
 from tests.evaluation.panoptic_files import CAT, GRASS, make_dataset, painted
 
 
-def config(*tasks: str, oracle: str = "") -> CfgNode:
+def config(
+    *tasks: str, oracle: str = "", generator: str = "Mask2FormerProposals", train: Sequence[str] = ()
+) -> CfgNode:
     return CfgNode(
         {
             "MODEL": {
-                "OVSEG": {"TEST": {"TASKS": list(tasks), "ORACLE": oracle}},
+                "OVSEG": {"TEST": {"TASKS": list(tasks), "ORACLE": oracle}, "PROPOSALS": {"NAME": generator}},
                 "SEM_SEG_HEAD": {"IGNORE_VALUE": 255},
             },
+            "DATASETS": {"TRAIN": tuple(train)},
             "TEST": {"ON_CORRUPT_IMAGE": "raise"},
         }
     )
@@ -52,7 +56,7 @@ def test_choice(dataset, evaluator_type, tasks, expected):
 
 
 def test_unknown_type_and_useless_tasks(dataset):
-    with pytest.raises(ValueError, match=r"\['panoptic'\], dataset .* can score \['semantic'\]"):
+    with pytest.raises(ValueError, match=r"\['panoptic'\], dataset .* can score \['mask_accuracy', 'semantic'\]"):
         retype(dataset, "sem_seg")
         build_evaluator(config("panoptic"), dataset.name)
     with pytest.raises(ValueError, match="evaluator_type 'lvis', known are .*'coco'"):

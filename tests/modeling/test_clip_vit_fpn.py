@@ -89,6 +89,10 @@ def test_errors_name_their_keys(tmp_path):
     cfg.MODEL.CLIP_VIT_FPN.OUT_BLOCKS = [1, 2, 3]
     with pytest.raises(ValueError, match="MODEL.CLIP_VIT_FPN.OUT_BLOCKS: 3 blocks .*expected 4"):
         build_backbone(cfg)
+    for blocks in ([0, 1, 2, 2], [0, 1, 3, 2], [-1, 0, 1, 3], [0, 1, 2, 4]):
+        cfg.MODEL.CLIP_VIT_FPN.OUT_BLOCKS = blocks
+        with pytest.raises(ValueError, match="MODEL.CLIP_VIT_FPN.OUT_BLOCKS: .*expected four blocks in order"):
+            build_backbone(cfg)
     cfg = vit_cfg(tmp_path, layers=[1, 1, 1, 1], width=8, patch_size=None)
     with pytest.raises(ValueError, match="MODEL.OVSEG.CLIP.NAME: .*no ViT"):
         build_backbone(cfg)

@@ -316,7 +316,7 @@ def test_masks_that_did_not_come(model):
         ("PrecomputedProposals", "CLIP.TRAINABLE", "heads", "CLIP.TRAINABLE: 'heads' for a ClipViT; expected one of"),
         ("PrecomputedProposals", "CLIP.RESIZE", "squared", "CLIP.RESIZE: 'squared'; expected one of none, short"),
         ("PrecomputedProposals", "CLIP.INPUT_SIZE", 0, "CLIP.INPUT_SIZE: 0; expected pixels"),
-        ("PrecomputedProposals", "MAFT.START_LAYER", 8, "start_layer is 8; expected 0 to 7"),
+        ("PrecomputedProposals", "MAFT.START_LAYER", 8, "start_layer is 8; expected -8 to 7"),
         ("PrecomputedProposals", "MAFT.LOSS", "huber", "MAFT.LOSS is 'huber'; allowed are smooth_l1, l1, l2, kl"),
         ("PrecomputedProposals", "ENSEMBLE.NAME", "zsseg", "NAME is 'zsseg', but the mask generator has no classes"),
         ("MaskFormerProposals", "PROPOSALS.CLASS_HEAD", "linear", "CLASS_HEAD: got 'linear', which knows no unseen"),

@@ -114,3 +114,16 @@ def test_unknown_tasks(tasks):
             top_k=10,
             boxes_from_masks=True,
         )
+
+
+def test_mask_accuracy_is_no_result_of_masks():
+    inference = MaskInference(
+        tasks=["mask_accuracy"],
+        object_mask_threshold=0.8,
+        overlap_threshold=0.8,
+        postprocess_before_inference=False,
+        top_k=10,
+        boxes_from_masks=True,
+    )
+    sizes = {"padded_size": (4, 4), "image_size": (4, 4), "output_size": (4, 4)}
+    assert inference(torch.zeros(2, 3), torch.zeros(2, 4, 4), is_thing=torch.ones(2).bool(), **sizes) == {}

@@ -150,7 +150,7 @@ def test_names_and_folders(tmp_path):
 
 
 def test_transformers_is_an_extra(monkeypatch):
-    monkeypatch.setattr("ovseg_d2.modeling.proposals.sam_model.find_spec", lambda name: None)
+    monkeypatch.setattr("ovseg_d2.modeling.layers.hub_model.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"'SAMProposals', which needs transformers: pip install 'ovseg_d2\[sam\]'"):
         build_sam("facebook/sam-vit-base")
 

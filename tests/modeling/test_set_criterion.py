@@ -130,3 +130,23 @@ def test_matcher_uses_one_set_of_points_an_image():
     draws = RecordedDraws([torch.rand(1, 6, 2), torch.rand(1, 6, 2)])
     matcher(make_proposals(), make_targets([1, 2]), draws)
     assert not draws.draws
+
+
+def test_matches_are_handed_out_for_every_prediction():
+    """In the order of `aux`, then the proposals' own: true classes in one of them show whose is whose."""
+    targets = make_targets([3, 0])
+    targets[0].class_ids = torch.arange(3)
+    for place in range(3):
+        proposals = make_proposals(aux=2)
+        perfect = [*proposals.aux, proposals][place]
+        with torch.no_grad():
+            rows = torch.tensor([4, 1, 2])
+            perfect.mask_logits.zero_()
+            perfect.class_logits[0, rows] = 20 * torch.eye(5)[:3]
+        losses, matches = make_criterion().losses_and_matches(proposals, targets, [7, 8])
+        assert losses == make_criterion()(proposals, targets, [7, 8]) and len(losses) == 9
+        assert [[len(queries) for queries, _ in match] for match in matches] == [[3, 0]] * 3
+        found = [set(zip(*(indices.tolist() for indices in match[0]), strict=True)) for match in matches]
+        assert [pairs == {(4, 0), (1, 1), (2, 2)} for pairs in found] == [i == place for i in range(3)]
+    losses, last = make_criterion(deep_supervision=False).losses_and_matches(proposals, targets, [7, 8])
+    assert len(losses) == 3 and len(last) == 1

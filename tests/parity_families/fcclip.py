@@ -21,7 +21,8 @@ from ovseg_d2.modeling.inference.mask_inference import (
 from ovseg_d2.modeling.layers.mask_pooling import pool_binary
 from ovseg_d2.modeling.losses.mask_losses import PointMaskLoss
 from ovseg_d2.modeling.losses.set_criterion import SetCriterion
-from ovseg_d2.modeling.mask_classification import ensemble
+from ovseg_d2.modeling.mask_classification.ensemble import class_table
+from ovseg_d2.modeling.mask_classification.generator_classes import GeneratorClasses
 from ovseg_d2.modeling.mask_classification.host_ensemble import HostEnsemble, calibrated
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
 from ovseg_d2.modeling.meta_arch.fcclip import FCCLIP
@@ -218,24 +219,22 @@ def maskclippp_ensemble(case: Case) -> dict[str, Any]:
     trained, vocabulary = (vocabulary_from_names(case.meta[f"{split}_classes"]) for split in ("train", "test"))
     num_classes = len(vocabulary)
     is_thing = torch.tensor([i in case.meta["test_thing_ids"] for i in range(num_classes)])
-    seen, counts = x["category_overlapping_mask"].bool(), x["num_synonyms"].long()
+    options = {"closed": cfg["closed_classifier"], "trained": trained}
+    ensemble = GeneratorClasses(
+        name="maskclippp",
+        alpha=cfg["GEOMETRIC_ENSEMBLE_ALPHA"],
+        beta=cfg["GEOMETRIC_ENSEMBLE_BETA"],
+        **options,
+    )
+    clip_alone = GeneratorClasses(**options)
+    counts = x["num_synonyms"].long()
     all_logits = class_logits(x["corrs"], torch.arange(num_classes).repeat_interleave(counts), num_classes)
-    table = ensemble.class_table(trained, vocabulary)
-    outputs: dict[str, Any] = {"train2test_lut": table, "segments_info": []}
+    outputs: dict[str, Any] = {"train2test_lut": class_table(trained, vocabulary), "segments_info": []}
     for i, proposal_logits in enumerate(case.indexed("segmentor_logits_{}")):
-        if cfg["closed_classifier"]:
-            proposal_logits = ensemble.translated_logits(proposal_logits, table, num_classes)
         logits = all_logits[x["mask2batch"] == i]
-        probs = ensemble.geometric_ensemble(
-            proposal_logits[:, :-1].softmax(-1),
-            logits.softmax(-1),
-            seen,
-            alpha=cfg["GEOMETRIC_ENSEMBLE_ALPHA"],
-            beta=cfg["GEOMETRIC_ENSEMBLE_BETA"],
-        )
-        ensembled = ensemble.floored_logits(probs)
-        void_probs = proposal_logits.softmax(-1)[:, -1]
-        final = ensemble.with_void(ensembled, void_probs)
+        proposal_probs, _ = ensemble.probs(proposal_logits, vocabulary)
+        proposals = MaskProposals(mask_logits=x[f"masks_{i}"][None], class_logits=proposal_logits[None])
+        final = ensemble.combine(logits[None], proposals, vocabulary)[0]
         masks = F.interpolate(
             x[f"masks_{i}"][None], size=tuple(case.meta["original_size"]), mode="bilinear", align_corners=False
         )[0]
@@ -243,9 +242,9 @@ def maskclippp_ensemble(case: Case) -> dict[str, Any]:
         no_void = torch.cat([logits, torch.full_like(logits[:, :1], float("-inf"))], dim=-1)
         outputs |= {
             f"pred_logits_{i}": logits,
-            f"ensembled_{i}": ensembled,
+            f"ensembled_{i}": ensemble.ensembled(logits, proposal_probs, vocabulary),
             f"with_void_{i}": final,
-            f"with_void_noensemble_{i}": ensemble.with_void(logits, void_probs),
+            f"with_void_noensemble_{i}": clip_alone.combine(logits[None], proposals, vocabulary)[0],
             f"resized_masks_{i}": masks,
             f"sem_seg_{i}": semantic_inference(final.softmax(-1), mask_logits),
             f"sem_seg_novoid_{i}": semantic_inference(no_void.softmax(-1), mask_logits),

@@ -1,18 +1,28 @@
-"""MaskCLIP++: similarities, classification loss."""
+"""MaskCLIP++: similarities, classification loss, a whole training step."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from detectron2.structures import BitMasks, Instances
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg_d2.checkpoint.key_maps import MASKCLIPPP
+from ovseg_d2.modeling.clip.clip import Clip
+from ovseg_d2.modeling.clip.eva import ClipEva, timm_names_from_eva_clip
+from ovseg_d2.modeling.clip.image_encoder import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, ClipImageEncoder
+from ovseg_d2.modeling.clip.trainable import apply_policy
+from ovseg_d2.modeling.inference.mask_inference import MaskInference
 from ovseg_d2.modeling.losses.mask_classification import MaskClassificationLoss
+from ovseg_d2.modeling.mask_classification.mask_encoder import MaskEncoder
 from ovseg_d2.modeling.mask_classification.parameterized_similarity import LinearSimilarity, PseudoTextSimilarity
-from ovseg_d2.structures import TextClasses
-from tests.parity import Case
+from ovseg_d2.modeling.meta_arch.maskclippp import MaskCLIPpp
+from ovseg_d2.structures import TextClasses, Vocabulary
+from tests.parity import Case, Unsupported
+from tests.parity_families.clip_conv import convnext
+from tests.parity_families.clip_vit import eva_tower, without
 
 
 def text_of(embeds: Tensor) -> TextClasses:
@@ -82,8 +92,116 @@ def reweighted_ce(case: Case) -> dict[str, Any]:
     return {"loss": loss, "grad_logits": logits.grad}
 
 
+class RecordedText(MaskCLIPpp):
+    """The class texts of a case, whatever the vocabulary."""
+
+    rows: Tensor
+
+    def training_text(self, vocabulary: Vocabulary) -> TextClasses:
+        return text_of(self.rows)
+
+
+def recorded_encoder(case: Case) -> tuple[ClipImageEncoder, dict[str, str]]:
+    """The image encoder with the recorded weights, and our name of each official name in it."""
+    params = without(case.params, "visual_encoder.proxy.")
+    if case.meta["kind"] == "convnext":
+        # Depths and widths are told in words alone; the weights have them.
+        dims = [len(params[f"trunk.stages.{i}.blocks.0.gamma"]) for i in range(4)]
+        depths = [len({k.split(".")[4] for k in params if k.startswith(f"trunk.stages.{i}.blocks.")}) for i in range(4)]
+        linear = "head.proj.weight" in params
+        encoder: ClipImageEncoder = convnext(
+            depths=depths,
+            dims=dims,
+            embed_dim=len(params["head.proj.weight" if linear else "head.mlp.fc2.weight"]),
+            proj="linear" if linear else "mlp",
+            params=params,
+            dense=True,
+            mask_pooling="soft",
+        )
+        return encoder, {name: f"tower.{name}" for name in params}
+    if not case.meta["kind"].startswith("eva"):
+        raise Unsupported(f"a tower {case.meta['kind']}")
+    scale = case.params["visual_encoder.mask_logit_scale"]
+    config = case.meta["vision_cfg"]
+    tower = eva_tower(config, len(params["head.weight"]))
+    encoder = ClipEva(
+        tower,
+        mask_mode="maskclippp",
+        start_layer=config["layers"] - len(scale),
+        last_block="none",
+        pos_align_corners=True,
+    )
+    tower.trunk.load_state_dict(timm_names_from_eva_clip(params))
+    encoder.mask_logit_scale.data.copy_(scale)
+    renamed = timm_names_from_eva_clip({name: name for name in params})
+    return encoder, {official: f"tower.trunk.{name}" for name, official in renamed.items()}
+
+
+def train_step(case: Case) -> dict[str, Any]:
+    meta, x = case.meta, case.inputs
+    visual, names = recorded_encoder(case)
+    apply_policy(visual, "full" if meta["kind"] == "convnext" else "attention_in")
+    psm = weights_of_psm(case)
+    if "expand.weight" in psm:
+        similarity: nn.Module = LinearSimilarity(
+            num_prompts=psm["expand.weight"].shape[1], width=len(psm["expand.weight"])
+        )
+    else:
+        similarity = PseudoTextSimilarity(dim=x["t_embs"].shape[-1], num_heads=4, dropout=0.0)
+    similarity.load_state_dict(psm)
+    criterion = meta["criterion"]
+    model = RecordedText(
+        similarity=similarity,
+        proposals=nn.Identity(),
+        mask_encoder=MaskEncoder(pixel_mean=CLIP_PIXEL_MEAN, pixel_std=CLIP_PIXEL_STD),
+        class_loss=MaskClassificationLoss(balanced=criterion["BALANCE_CLS"], temperature=criterion["TEMPERATURE"]),
+        ignore_empty=criterion["IGNORE_EMPTY"],
+        use_logit_scale=meta["use_logit_scale"],
+        context="none" if isinstance(similarity, LinearSimilarity) else "dense",
+        clip=Clip(visual=visual, text=None, logit_scale=nn.Parameter(x["logit_scale"].clone(), requires_grad=False)),
+        text_classifier=nn.Identity(),
+        pixel_mean=CLIP_PIXEL_MEAN,
+        pixel_std=CLIP_PIXEL_STD,
+        size_divisibility=32,
+        inference=MaskInference(
+            tasks=["semantic"],
+            object_mask_threshold=0.0,
+            overlap_threshold=0.0,
+            postprocess_before_inference=False,
+            top_k=1,
+            boxes_from_masks=False,
+        ),
+        vocabulary=Vocabulary(("class",), (True,)),
+    ).train()
+    model.rows = x["t_embs"]
+    (loss,) = model([training_input(case, i) for i in range(len(case.indexed("image_{}")))]).values()
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    outputs = {"loss": loss}
+    for official in meta["trainable"]:
+        inner = official.removeprefix("visual_encoder.proxy.")
+        ours = MASKCLIPPP.rename(official) if inner == official else f"clip.visual.{names[inner]}"
+        outputs[f"grad/{official}"] = gradients.pop(ours)
+    assert not gradients, f"the recorded step does not train {sorted(gradients)}"
+    return outputs
+
+
+def weights_of_psm(case: Case) -> dict[str, Tensor]:
+    renamed = {MASKCLIPPP.rename(key): value for key, value in case.params.items() if key.startswith("psm.")}
+    return {name.removeprefix("similarity."): tensor for name, tensor in renamed.items()}
+
+
+def training_input(case: Case, index: int) -> dict[str, Any]:
+    image, masks = case.inputs[f"image_{index}"], case.inputs[f"gt_masks_{index}"]
+    instances = Instances(tuple(image.shape[-2:]))
+    instances.gt_masks = BitMasks(masks > 0)
+    instances.gt_classes = case.inputs[f"gt_classes_{index}"].long()
+    return {"image": image, "image_id": index, "instances": instances}
+
+
 TOPICS = {
     "maskclippp/psm_linear": linear,
     "maskclippp/psm_pseudotext": pseudo_text,
     "maskclippp/reweighted_ce": reweighted_ce,
+    "maskclippp/train_step": train_step,
 }

@@ -2,13 +2,18 @@
 
 from ovseg_d2.checkpoint.key_maps.backbones import SWIN, TORCHVISION_RESNET
 from ovseg_d2.checkpoint.key_maps.base import KeyMap
+from ovseg_d2.checkpoint.key_maps.catseg import CATSEG, FGASEG
 from ovseg_d2.checkpoint.key_maps.frozen_clip import FREESEG, MAFT, OVSEG, PROMPTS, ZEGFORMER, ZSSEG
 from ovseg_d2.checkpoint.key_maps.mask2former import FCCLIP, MAFT_PLUS, MASK2FORMER, MASKFORMER
-from ovseg_d2.checkpoint.key_maps.maskclippp import MASKCLIPPP
+from ovseg_d2.checkpoint.key_maps.maskclippp import MASKCLIPPP, MASKCLIPPP_EVA01, MASKCLIPPP_EVA02
 
 # The first that recognises a file is taken: the names of the later ones are among those of the earlier, and more.
 KEY_MAPS = (
+    MASKCLIPPP_EVA01,
+    MASKCLIPPP_EVA02,
     MASKCLIPPP,
+    FGASEG,
+    CATSEG,
     MAFT_PLUS,
     FCCLIP,
     MAFT,

@@ -8,7 +8,7 @@ from ovseg_d2.checkpoint.key_maps.mask2former import DROPPED, MASK2FORMER_RULES,
 _CLASS_HEAD = "proposals.mask_decoder.class_embed."
 
 
-def _clip_rules(place: str) -> Rules:
+def clip_rules(place: str) -> Rules:
     """A whole CLIP, whose names are open_clip's: the image tower under visual., the text tower's parts at the top."""
     return (
         (rf"^{place}visual\.", "clip.visual.tower."),
@@ -20,7 +20,7 @@ def _clip_rules(place: str) -> Rules:
 _ADAPTER_RULES: Rules = (
     # Mask prompts, which OVSeg keeps in CLIP's image tower.
     (r"^clip_adapter\.clip_model\.visual\.mask_embedding$", "mask_prompts.embeddings"),
-    *_clip_rules(r"clip_adapter\.clip_model\."),
+    *clip_rules(r"clip_adapter\.clip_model\."),
     # ZSSeg's VOC models have a second adapter for the regions; then only this one has learned prompts.
     (r"^(clip_adapter|_region_clip_adapter)\.prompt_learner\.", "prompts."),
     (r"^clip_adapter\.non_object_embedding$", f"{_CLASS_HEAD}void_embedding.weight"),
@@ -43,7 +43,7 @@ ZEGFORMER = KeyMap(
     recognises=starting_with("sem_seg_head.predictor.bg_feature"),
     rules=(
         # Files of training lack CLIP.
-        *_clip_rules(r"sem_seg_head\.predictor\.clip_model\."),
+        *clip_rules(r"sem_seg_head\.predictor\.clip_model\."),
         (r"^sem_seg_head\.predictor\.bg_feature$", f"{_CLASS_HEAD}void_embedding.weight"),
         (r"^sem_seg_head\.predictor\.logit_scale$", f"{_CLASS_HEAD}logit_scale"),
         (r"^sem_seg_head\.predictor\.projection_layer\.", f"{_CLASS_HEAD}mlp.layers.0."),

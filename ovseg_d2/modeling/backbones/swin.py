@@ -7,7 +7,6 @@ Modules are named as in the public checkpoints.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,11 +19,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from ovseg_d2.modeling.layers.windows import from_windows, to_windows, window_mask
+
 PATCH_SIZE = 4
 MLP_RATIO = 4
-# Added to the attention logits of tokens that are neighbours in a window only because of the cyclic shift; the public
-# models use this number rather than -inf.
-SHIFT_MASK = -100.0
 
 
 class PatchEmbed(nn.Module):
@@ -113,24 +111,15 @@ class SwinBlock(nn.Module):
         self.mlp = MLP(dim=dim, hidden_dim=MLP_RATIO * dim)
         self.drop_path = StochasticDepth(drop_path_rate, "row")
 
-    def forward(self, x: Tensor, shift_mask: Tensor) -> Tensor:
-        """(N, h, w, C) and the mask of :func:`shifted_window_mask` -> (N, h, w, C)."""
+    def forward(self, x: Tensor, shift_mask: Tensor | None) -> Tensor:
+        """(N, h, w, C) and the mask of shifted windows -> (N, h, w, C)."""
         x = x + self.drop_path(self._attend(self.norm1(x), shift_mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _attend(self, x: Tensor, shift_mask: Tensor) -> Tensor:
-        n, h, w, _ = x.shape
-        size = self.window_size
-        x = F.pad(x, (0, 0, 0, -w % size, 0, -h % size))
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        grid = (x.shape[1] // size, x.shape[2] // size)
-        windows = x.unflatten(2, (grid[1], size)).unflatten(1, (grid[0], size)).transpose(2, 3)
-        windows = self.attn(windows.flatten(0, 2).flatten(1, 2), shift_mask if self.shift else None)
-        x = windows.unflatten(1, (size, size)).unflatten(0, (n, *grid)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return x[:, :h, :w]
+    def _attend(self, x: Tensor, shift_mask: Tensor | None) -> Tensor:
+        windows = to_windows(x, window_size=self.window_size, shift=self.shift)
+        windows = self.attn(windows, shift_mask if self.shift else None)
+        return from_windows(windows, (x.shape[1], x.shape[2]), window_size=self.window_size, shift=self.shift)
 
 
 class SwinStage(nn.Module):
@@ -163,7 +152,9 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, h, w, C) -> (N, h, w, C); the caller applies ``downsample``, since outputs are taken before it."""
-        mask = shifted_window_mask(x.shape[1], x.shape[2], window_size=self.window_size, device=x.device)
+        mask = window_mask(
+            (x.shape[1], x.shape[2]), window_size=self.window_size, shift=self.window_size // 2, device=x.device
+        )
         for block in self.blocks:
             if self.use_checkpoint and self.training:
                 x = checkpoint(block, x, mask, use_reentrant=False)
@@ -279,27 +270,6 @@ class SwinTransformer(Backbone):
         if self._freeze_at < 1:
             return []
         return [self.patch_embed, *self.layers[: self._freeze_at - 1]]
-
-
-def shifted_window_mask(height: int, width: int, *, window_size: int, device: torch.device) -> Tensor:
-    """What shifted attention adds to its logits, for feature maps of height x width tokens.
-
-    After the cyclic shift, the last row and column of windows hold tokens from opposite borders: they may attend only
-    to tokens from their own region (figure 4).
-
-    Returns:
-        (windows, L, L): 0 for tokens of one region, ``SHIFT_MASK`` for others.
-    """
-
-    def regions(length: int) -> Tensor:  # (padded length / window, window) ids: inside, last window, wrapped around
-        position = torch.arange(math.ceil(length / window_size) * window_size, device=device)
-        ids = (position >= len(position) - window_size).int() + (position >= len(position) - window_size // 2).int()
-        return ids.view(-1, window_size)
-
-    rows, columns = regions(height), regions(width)
-    ids = 3 * rows[:, None, :, None] + columns[None, :, None, :]  # (window rows, window columns, window, window)
-    ids = ids.flatten(0, 1).flatten(1)
-    return torch.zeros(1, device=device).where(ids[:, :, None] == ids[:, None, :], SHIFT_MASK)
 
 
 def _relative_position_index(window_size: int) -> Tensor:

@@ -21,27 +21,33 @@ from ovseg_d2.modeling.clip.convnext import ClipConvNeXt
 from ovseg_d2.modeling.clip.eva import ClipEva
 from ovseg_d2.modeling.clip.image_encoder import ClipImageEncoder
 from ovseg_d2.modeling.clip.resnet import ClipResNet
-from ovseg_d2.modeling.clip.state_dict import load_clip_state_dict
+from ovseg_d2.modeling.clip.state_dict import load_clip_state_dict, load_image_state_dict
 from ovseg_d2.modeling.clip.text_encoder import ClipTextEncoder
 from ovseg_d2.modeling.clip.trainable import apply_policy
 from ovseg_d2.modeling.clip.vit import ClipViT
 from ovseg_d2.modeling.clip.weights import find_weights, read_weights
 
 
-def build_clip(name: str, *, visual_kwargs: Mapping[str, Any] | None = None, with_text: bool = True) -> Clip:
+def build_clip(
+    name: str,
+    *,
+    visual_kwargs: Mapping[str, Any] | None = None,
+    with_visual: bool = True,
+    with_text: bool = True,
+) -> Clip:
     """A CLIP with random weights; reads no weights and works under ``torch.device("meta")``.
 
     Args:
         name: see :func:`architectures.model_config`.
         visual_kwargs: options of the image encoder that the architecture gets.
-        with_text: False for a model without text tower.
+        with_visual, with_text: False for a model without image or text tower.
 
     Raises:
         ValueError: an unknown name, a broken configuration, or a tower of a kind that is not supported.
     """
     model = _open_clip_model(name)
     return Clip(
-        visual=image_encoder(model.visual, name, **(visual_kwargs or {})),
+        visual=image_encoder(model.visual, name, **(visual_kwargs or {})) if with_visual else None,
         text=ClipTextEncoder.from_open_clip(model) if with_text else None,
         logit_scale=model.logit_scale,
     )
@@ -80,13 +86,20 @@ def clip_tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77), **options)
 
 
-def load_clip_pretrained(clip: Clip, name: str, pretrained: str) -> str:
-    """Load the weights of both towers (the image tower's alone if ``clip`` has no text tower).
+def load_clip_pretrained(
+    clip: Clip,
+    name: str,
+    pretrained: str,
+    *,
+    convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
+) -> str:
+    """Load the weights of both towers, or of the one that ``clip`` has.
 
     Args:
         name: the model's, as for :func:`build_clip`.
         pretrained: a tag of open_clip, "ovshapes" for the models of the package, "default" for the weights that lie
             with a ``local-dir:`` or ``hf-hub:`` model, or a file (safetensors, a state dict, or OpenAI's archive).
+        convert: takes CLIP out of what a file holds.
 
     Returns:
         A line for the log.
@@ -95,8 +108,16 @@ def load_clip_pretrained(clip: Clip, name: str, pretrained: str) -> str:
         ValueError: no such tag or file, it cannot be fetched or read, or it belongs to another architecture.
     """
     path = find_weights(name, pretrained)
-    count = load_clip_state_dict(clip, read_weights(path, name), str(path))
+    weights = read_weights(path, name)
+    count = load_clip_state_dict(clip, weights if convert is None else convert(weights), str(path))
     return f"CLIP {name}: {count} tensors of {pretrained!r} from {path}"
+
+
+def load_image_pretrained(encoder: ClipImageEncoder, name: str, pretrained: str) -> str:
+    """Load the weights of an image tower that stands alone; arguments, result and errors as above."""
+    path = find_weights(name, pretrained)
+    count = load_image_state_dict(encoder, read_weights(path, name), str(path))
+    return f"image tower of CLIP {name}: {count} tensors of {pretrained!r} from {path}"
 
 
 def image_encoder(tower: nn.Module, name: str = "", **options: Any) -> ClipImageEncoder:

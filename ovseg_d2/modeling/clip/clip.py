@@ -15,9 +15,12 @@ MAX_LOGIT_SCALE = 100.0
 class Clip(nn.Module):
     """Both towers; a state dict has ``visual.tower.*``, ``text.*`` and ``logit_scale``."""
 
-    def __init__(self, *, visual: ClipImageEncoder, text: ClipTextEncoder | None, logit_scale: nn.Parameter) -> None:
+    def __init__(
+        self, *, visual: ClipImageEncoder | None, text: ClipTextEncoder | None, logit_scale: nn.Parameter
+    ) -> None:
         """
         Args:
+            visual: None where images have another backbone, or the image tower has become one.
             text: None where a model brings text embeddings of its own.
             logit_scale: scalar, the logarithm of the scale.
         """
@@ -29,7 +32,7 @@ class Clip(nn.Module):
     @property
     def embed_dim(self) -> int:
         """D, the dimension that images and texts share."""
-        return self.visual.embed_dim
+        return self.text.embed_dim if self.visual is None else self.visual.embed_dim
 
     def scale(self) -> Tensor:
         """The factor of cosine similarities, at most 100."""

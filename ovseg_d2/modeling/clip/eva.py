@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from ovseg_d2.modeling.clip.token_encoder import ClipTokenEncoder, join_heads, split_heads
 from ovseg_d2.modeling.layers.position_embedding import resize_position_embedding
 
-# EVA-CLIP's names within a block -> timm's. The biases of unfused projections are parameters of their own there.
-_RENAMES = (
+#: EVA-CLIP's names within a block (patterns) -> timm's. The biases of unfused projections are parameters of their own
+#: there.
+EVA_CLIP_RENAMES = (
     (r"\.attn\.inner_attn_ln\.", ".attn.norm."),
     (r"\.mlp\.ffn_ln\.", ".mlp.norm."),
     (r"\.mlp\.w1\.", ".mlp.fc1_g."),
@@ -40,7 +41,7 @@ def timm_names_from_eva_clip(state_dict: dict[str, Tensor]) -> dict[str, Tensor]
     for key, value in state_dict.items():
         if re.search(r"(^|\.)rope\.", key):
             continue
-        for pattern, replacement in _RENAMES:
+        for pattern, replacement in EVA_CLIP_RENAMES:
             key = re.sub(pattern, replacement, key)
         match = re.fullmatch(r"(.*\.attn\.)([qv])_bias", key)
         if match and f"{match[1]}{match[2]}_proj.weight" in state_dict:

@@ -58,6 +58,35 @@ class DeepImagePrompts(nn.Module):
         return self.last_norm(x)
 
 
+class PromptTokens(nn.Module):
+    """P tokens for every one of the first blocks, without projection, dropout or norm (FGA-seg, "Prompt-16").
+
+    Behind those blocks the last of them go on as any other token. The image's last block needs none where patches do
+    not look at each other there.
+    """
+
+    def __init__(self, *, num_layers: int, num_tokens: int, dim: int) -> None:
+        """See :class:`DeepImagePrompts`."""
+        super().__init__()
+        self.embeddings = nn.Parameter(torch.empty(num_layers, num_tokens, dim))
+        nn.init.xavier_uniform_(self.embeddings)
+
+    def start(self, patches: Tensor) -> Tensor:
+        """The patches as they are."""
+        return patches
+
+    def insert(self, index: int, x: Tensor, num_patches: int) -> Tensor:
+        """What enters block ``index``: (N, 1 + L, C) or (N, 1 + P + L, C) -> (N, 1 + P + L, C)."""
+        if index >= len(self.embeddings):
+            return x
+        prompts = self.embeddings[index].to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([x[:, :1], prompts, x[:, -num_patches:]], dim=1)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """(N, L, C), as they are."""
+        return x
+
+
 class MaskPrompts(nn.Module):
     """Learned embeddings for the patches of a crop that its mask leaves out (OVSeg, arXiv 2210.04150, section 3.3).
 

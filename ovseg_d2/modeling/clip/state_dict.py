@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from ovseg_d2.modeling.clip.clip import Clip
-from ovseg_d2.modeling.clip.trainable import split_packed_weights
+from ovseg_d2.modeling.clip.image_encoder import ClipImageEncoder
+from ovseg_d2.modeling.clip.trainable import pack_split_weights, split_packed_weights
+from ovseg_d2.modeling.layers.position_embedding import resize_position_embedding
+
+logger = logging.getLogger(__name__)
 
 _VISUAL = "visual.tower."
+_POSITIONS = ("tower.positional_embedding", "tower.trunk.pos_embed")
 #: What open_clip's CLIP keeps of its text tower beside the image tower.
 _TEXT_PARTS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection", "cls_emb")
 #: Facts about an OpenAI model that lie among its weights.
@@ -41,6 +48,27 @@ def pretrained_names(clip: Clip) -> list[str]:
     return [name for name in clip.state_dict() if name.startswith((_VISUAL, "text.")) or name == "logit_scale"]
 
 
+def fitted_weights(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of CLIP's towers in the form that a model has them: input projections of attention packed or split,
+    and the position table of a ViT on its grid (bicubic, as open_clip does it; the log tells).
+
+    Args:
+        state_dict: of a checkpoint; what is not CLIP's stays as it is.
+        own: of the model, names alike.
+    """
+    weights = pack_split_weights(split_packed_weights(state_dict, own), own)
+    for name, table in weights.items():
+        if not name.endswith(_POSITIONS) or name not in own or table.shape == own[name].shape:
+            continue
+        found, wanted = (math.isqrt(t.shape[-2] - 1) for t in (table, own[name]))
+        if (found**2 + 1, wanted**2 + 1, table.shape[-1]) == (table.shape[-2], *own[name].shape[-2:]):
+            weights[name] = resize_position_embedding(table, (wanted, wanted), mode="bicubic", align_corners=False)
+            logger.warning(
+                f"{name}: {found} x {found} positions in the file, resized to the model's {wanted} x {wanted}"
+            )
+    return weights
+
+
 def load_clip_state_dict(clip: Clip, state_dict: Mapping[str, Tensor], source: str) -> int:
     """Load all of both towers, or refuse; what a method adds beside them keeps its values.
 
@@ -55,14 +83,59 @@ def load_clip_state_dict(clip: Clip, state_dict: Mapping[str, Tensor], source: s
         ValueError: a tensor of another shape, missing or unknown.
     """
     weights = clip_state_dict_from_open_clip(state_dict)
-    if clip.text is None:
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("text.")}
+    for tower, prefix in ((clip.text, "text."), (clip.visual, _VISUAL)):
+        if tower is None:
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
     own = clip.state_dict()
     own = {name: own[name] for name in pretrained_names(clip)}
     if "logit_scale" in weights and weights["logit_scale"].numel() == 1:
         weights["logit_scale"] = weights["logit_scale"].reshape(own["logit_scale"].shape)
-    weights = split_packed_weights(weights, own)
+    weights = fitted_weights(weights, own)
 
+    _require_equal(own, weights, source)
+    clip.load_state_dict(weights, strict=False)
+    return len(weights)
+
+
+def load_image_state_dict(encoder: ClipImageEncoder, state_dict: Mapping[str, Tensor], source: str) -> int:
+    """Load all of an image tower, or refuse.
+
+    Of the file are left alone the text tower, an attention pool where the tower has none, and counters of batches where
+    its batch norms have none. A position table of a ViT with another grid is resized as the encoder does it.
+
+    Args:
+        state_dict: with open_clip's names or :class:`Clip`'s.
+        source: what messages call the weights.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        ValueError: a tensor of another shape, missing or unknown.
+    """
+    own = {f"visual.{name}": tensor for name, tensor in encoder.state_dict().items() if name.startswith("tower.")}
+    left_out = () if getattr(encoder.tower, "attnpool", encoder) is not None else (f"{_VISUAL}attnpool.",)
+    weights = {
+        name: tensor
+        for name, tensor in clip_state_dict_from_open_clip(state_dict).items()
+        if name.startswith(_VISUAL)
+        and not name.startswith(left_out)
+        and not (name.endswith("num_batches_tracked") and name not in own)
+    }
+    table = f"{_VISUAL}positional_embedding"
+    if table in own and table in weights:
+        side = math.isqrt(len(own[table]) - 1)
+        weights[table] = resize_position_embedding(
+            weights[table], (side, side), mode=encoder.pos_mode, align_corners=encoder.pos_align_corners
+        )
+    weights = fitted_weights(weights, own)
+    _require_equal(own, weights, source)
+    encoder.load_state_dict({name.removeprefix("visual."): t for name, t in weights.items()}, strict=False)
+    return len(weights)
+
+
+def _require_equal(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    """Raise a one-line ``ValueError`` unless both have the same names and shapes."""
     problems = []
     unequal = [name for name in own if name in weights and weights[name].shape != own[name].shape]
     if unequal:
@@ -80,8 +153,6 @@ def load_clip_state_dict(clip: Clip, state_dict: Mapping[str, Tensor], source: s
     if problems:
         raise ValueError(f"{source}: weights of another architecture: {'; '.join(problems)}")
     assert not any(tensor.is_meta for tensor in own.values()), "weights would be lost on the meta device"
-    clip.load_state_dict(weights, strict=False)
-    return len(weights)
 
 
 def _open_clip_name(name: str) -> str:

@@ -95,6 +95,15 @@ class ClipTextEncoder(nn.Module):
         return self.positional_embedding.shape[1]
 
     @property
+    def embed_dim(self) -> int:
+        """D, the dimension of the embeddings."""
+        if self.text_projection is None:
+            return self.width
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection.out_features
+        return self.text_projection.shape[1]
+
+    @property
     def context_length(self) -> int:
         """The longest text, in tokens."""
         return self.positional_embedding.shape[0]

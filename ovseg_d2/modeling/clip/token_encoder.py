@@ -11,6 +11,7 @@ embedding an image of one size; segmentation wants more from the same weights:
   - ``sclip``: query-query plus key-key attention (SCLIP, arXiv 2312.01597, equation 4);
   - ``clearclip``: query-query attention without skip connection and feed-forward network (ClearCLIP, arXiv
     2407.12442, section 3);
+  - ``proxy``: the same with the attention of another network (ProxyCLIP, arXiv 2408.04883, section 3.3);
 
 * embeddings of masks (:mod:`ovseg_d2.modeling.clip.mask_bias`).
 
@@ -35,7 +36,9 @@ from ovseg_d2.modeling.clip.mask_bias import MASK_MODES, attend_masked, hard_mas
 from ovseg_d2.modeling.layers.mask_pooling import downsample_masks
 from ovseg_d2.structures import ClipFeatures
 
-LAST_BLOCKS = ("full", "value", "value_cls", "sclip", "clearclip")
+LAST_BLOCKS = ("full", "value", "value_cls", "sclip", "clearclip", "proxy")
+#: Images (N, 3, H, W) and CLIP's grid -> the attention of its L patches to each other, (N, L, L).
+Proxy = Callable[[Tensor, tuple[int, int]], Tensor]
 #: MaskCLIP++ lets masks into the last three blocks of every tower.
 MASKCLIPPP_BLOCKS = 3
 
@@ -89,7 +92,8 @@ class ClipTokenEncoder(ClipImageEncoder):
             out_layers: ``block{i}``, i from 0: the outputs of blocks to return as maps.
             last_block: how the dense embeddings are made (see the module); "none": there are none.
             mask_mode: how :meth:`encode_masks` works, "maskclippp" or "maft"; "none": not at all.
-            start_layer: the first block with mask tokens, from 0. None: MaskCLIP++'s choice, the third from the end.
+            start_layer: the first block with mask tokens, from 0, or from the end if negative. None: MaskCLIP++'s
+                choice, the third from the end.
             mask_logit_scale: first value of s, one a block with mask tokens and a head; only for "maskclippp".
             learn_mask_logit_scale: whether s is a parameter.
             pos_mode, pos_align_corners: how the position table is resized.
@@ -110,8 +114,11 @@ class ClipTokenEncoder(ClipImageEncoder):
                 raise ValueError(f"CLIP image encoder: start_layer is {start_layer}, but mask_mode is 'none'")
         else:
             start_layer = max(num_layers - MASKCLIPPP_BLOCKS, 0) if start_layer is None else start_layer
-            if not 0 <= start_layer < num_layers:
-                raise ValueError(f"CLIP image encoder: start_layer is {start_layer}; expected 0 to {num_layers - 1}")
+            if not -num_layers <= start_layer < num_layers:
+                raise ValueError(
+                    f"CLIP image encoder: start_layer is {start_layer}; expected {-num_layers} to {num_layers - 1}"
+                )
+            start_layer %= num_layers
             if prompts is not None:
                 raise ValueError("CLIP image encoder: mask tokens do not go with prompts; expected mask_mode 'none'")
         self.width = width
@@ -170,16 +177,19 @@ class ClipTokenEncoder(ClipImageEncoder):
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {name: ShapeSpec(channels=self.width, stride=self.patch_size) for name in self.out_layers}
 
-    def forward(self, images: Tensor, *, masks_only: bool = False, prompts: Any = None) -> ClipFeatures:
+    def forward(
+        self, images: Tensor, *, masks_only: bool = False, prompts: Any = None, proxy: Proxy | None = None
+    ) -> ClipFeatures:
         """As in :class:`ClipImageEncoder`.
 
         Args:
             prompts: for these images, in place of the encoder's own (see the constructor).
+            proxy: for ``last_block`` "proxy".
 
         Raises:
             ValueError: images smaller than a patch, or ``masks_only`` with ``mask_mode`` "none".
         """
-        states = self.token_states(images, masks_only=masks_only, prompts=prompts)
+        states = self.token_states(images, masks_only=masks_only, prompts=prompts, proxy=proxy)
         grid, dense = states.grid, None
         if states.dense is not None:
             dense = self._to_map(self.head(self._patches(states.dense, grid)), grid)
@@ -191,7 +201,9 @@ class ClipTokenEncoder(ClipImageEncoder):
             grid=grid,
         )
 
-    def token_states(self, images: Tensor, *, masks_only: bool = False, prompts: Any = None) -> TokenStates:
+    def token_states(
+        self, images: Tensor, *, masks_only: bool = False, prompts: Any = None, proxy: Proxy | None = None
+    ) -> TokenStates:
         """Run the blocks over images (N, 3, H, W) of any size from one patch on; ``masks_only``: those before masks.
 
         Raises:
@@ -219,7 +231,9 @@ class ClipTokenEncoder(ClipImageEncoder):
                 layers[f"block{index}"] = x
         dense = x if self.last_block == "full" else None
         if self.last_block not in ("none", "full"):
-            dense = self._run(self._dense_block, len(self.blocks) - 1, entering, rotation)
+            assert (proxy is None) == (self.last_block != "proxy"), self.last_block
+            weights = None if proxy is None else proxy(images, grid)
+            dense = self._run(self._dense_block, len(self.blocks) - 1, entering, rotation, weights)
         if prompts is not None:
             x, dense = (None if y is None else prompts.norm(y) for y in (x, dense))
         return TokenStates(last=x, dense=dense, layers=layers, start=start, grid=grid)
@@ -228,9 +242,15 @@ class ClipTokenEncoder(ClipImageEncoder):
         x = x + self.attention_update(index, F.scaled_dot_product_attention(*self.project(index, x, rotation)))
         return x + self.mlp_update(index, x)
 
-    def _dense_block(self, index: int, x: Tensor, rotation: Tensor | None) -> Tensor:
-        """The ``last_block`` variant of block ``index``: (N, L, C) -> (N, L, C)."""
+    def _dense_block(self, index: int, x: Tensor, rotation: Tensor | None, weights: Tensor | None) -> Tensor:
+        """The ``last_block`` variant of block ``index``: (N, L, C) -> (N, L, C).
+
+        ``weights`` (N, h * w, h * w): attention of the patches from elsewhere; then the patches alone come back.
+        """
         query, key, value = self.project(index, x, rotation)
+        if weights is not None:
+            patches = value[:, :, -weights.shape[-1] :]
+            return self.attention_update(index, weights[:, None].to(value.dtype) @ patches)
         if self.last_block in ("value", "value_cls"):
             heads = value
         else:

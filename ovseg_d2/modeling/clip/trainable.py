@@ -1,6 +1,6 @@
 """Which weights of a CLIP tower train: policies with names, that pick modules, never parts of names.
 
-``MODEL.OVSEG.CLIP.TRAINABLE`` is one of
+``MODEL.OVSEG.CLIP.TRAINABLE``, and ``MODEL.OVSEG.TEXT.TRAINABLE`` for a text tower, is one of
 
 * ``frozen``: nothing;
 * ``full``: everything;
@@ -10,8 +10,13 @@
 * ``all_but_`` and units: everything else (MAFT, Table 4(d)): ``cls`` the class embedding, ``pos`` the position table,
   ``mlp`` the feed-forward networks, ``conv`` the patch embedding or a ResNet's convolutions, ``proj`` the last
   projection. ``all_but_cls_pos_mlp_conv`` is the paper's choice. A unit that a tower lacks changes nothing;
+* ``all_but_bn``: of a ResNet, everything but its batch norms, whose moving statistics stay, too (MaskCLIP++);
+* ``before_s4``, ``after_s4``: of a ConvNeXt, what comes before its fourth stage, or the fourth stage and all behind it
+  (MaskCLIP++);
 * ``attention_in``: the attention's input projections and the position table (MaskCLIP++; of unfused projections, those
   of queries and values, as its code has it);
+* ``attention_mlp``: of a text tower, ``attention_in`` and the feed-forward networks and norms of all blocks.
+  MaskCLIP++'s paper means ``attention_in``; its code trains these, too, and so were its published L/14 weights made;
 * ``attention_qv``: the weights of queries and values alone (CAT-Seg, FGA-seg);
 * ``projection``: the last projection alone (MaskCLIP++'s ``proj``).
 
@@ -24,18 +29,21 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovseg_d2.modeling.clip.text_encoder import ClipTextEncoder
 
 Selection = Iterator[nn.Parameter]
 #: Of MAFT's Table 4(d), in its order.
 UNITS = ("cls", "pos", "mlp", "conv", "proj")
+_KEY, _TEXT_KEY = "MODEL.OVSEG.CLIP.TRAINABLE", "MODEL.OVSEG.TEXT.TRAINABLE"
 _ALL_BUT = "all_but_"
 _PACKED_NAME = "in_proj_weight"
 _SPLIT_NAMES = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -52,24 +60,23 @@ def apply_policy(encoder: nn.Module, policy: str) -> None:
         ValueError: a policy or a unit that does not exist, or not for this tower.
     """
     tower = getattr(encoder, "tower", encoder)
+    key = _TEXT_KEY if isinstance(tower, ClipTextEncoder) else _KEY
     policies, units = policies_of(tower), units_of(tower)
-    if policy.startswith(_ALL_BUT) and units is not None:
+    if policy in policies:
+        trainable = {id(parameter) for parameter in policies[policy]()}
+    elif policy.startswith(_ALL_BUT) and units is not None:
         names = policy.removeprefix(_ALL_BUT).split("_")
         unknown = [name for name in names if name not in UNITS]
         if unknown:
             raise ValueError(
-                f"MODEL.OVSEG.CLIP.TRAINABLE: {policy!r} has a unit {unknown[0]!r}; expected one or more of "
-                f"{', '.join(UNITS)}, joined by _"
+                f"{key}: {policy!r} has a unit {unknown[0]!r}; expected one or more of {', '.join(UNITS)}, joined by _"
             )
         frozen = {id(parameter) for name in names for parameter in units.get(name, ())}
         trainable = {id(parameter) for parameter in tower.parameters()} - frozen
-    elif policy in policies:
-        trainable = {id(parameter) for parameter in policies[policy]()}
     else:
         more = () if units is None else (f"{_ALL_BUT}UNIT_UNIT... of the units {' '.join(UNITS)}",)
         raise ValueError(
-            f"MODEL.OVSEG.CLIP.TRAINABLE: {policy!r} for a {type(encoder).__name__}; expected one of "
-            f"{', '.join((*policies, *more))}"
+            f"{key}: {policy!r} for a {type(encoder).__name__}; expected one of {', '.join((*policies, *more))}"
         )
     for parameter in tower.parameters():
         parameter.requires_grad_(id(parameter) in trainable)
@@ -95,12 +102,16 @@ def policies_of(tower: nn.Module) -> dict[str, Callable[[], Selection]]:
         policies["attention"] = lambda: (
             p for m in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj) for p in m.parameters()
         )
+        policies["all_but_bn"] = lambda: _all_but(tower, *(m for m in tower.modules() if isinstance(m, _BatchNorm)))
     elif isinstance(tower, TimmModel) and isinstance(trunk, ConvNeXt):
+        behind = (*trunk.stages[3:], trunk.norm_pre, trunk.head, tower.head)
         policies["trunk"] = lambda: _all_but(tower, trunk.head, tower.head)
+        policies["before_s4"] = lambda: _all_but(tower, *behind)
+        policies["after_s4"] = lambda: (p for module in behind for p in module.parameters())
     elif isinstance(tower, TimmModel) and isinstance(trunk, Eva):
         policies |= _eva_policies(tower)
     else:
-        raise ValueError(f"no policies of MODEL.OVSEG.CLIP.TRAINABLE are known for a tower {type(tower).__name__}")
+        raise ValueError(f"no policies of {_KEY} are known for a tower {type(tower).__name__}")
     return policies
 
 
@@ -155,8 +166,12 @@ def _text_policies(encoder: ClipTextEncoder) -> dict[str, Callable[[], Selection
     blocks = encoder.transformer.resblocks
     projection = encoder.text_projection
     return {
-        # MaskCLIP++ also trains the feed-forward networks and norms here, through a branch that its code lacks.
         "attention_in": lambda: chain([encoder.positional_embedding], _input_weights(blocks)),
+        "attention_mlp": lambda: chain(
+            [encoder.positional_embedding],
+            _input_weights(blocks),
+            (p for block in blocks for m in (block.mlp, block.ln_1, block.ln_2) for p in m.parameters()),
+        ),
         "attention_qv": lambda: _query_value_weights(blocks),
         "projection": lambda: projection.parameters() if isinstance(projection, nn.Module) else iter([projection]),
     }
@@ -238,6 +253,18 @@ def split_packed_weights(state_dict: Mapping[str, Tensor], names: Container[str]
         else:
             split[name] = tensor
     return split
+
+
+def pack_split_weights(state_dict: Mapping[str, Tensor], names: Container[str]) -> dict[str, Tensor]:
+    """Pack those split projections of a checkpoint that a model has packed: the reverse of
+    :func:`split_packed_weights`, with the same arguments."""
+    packed = dict(state_dict)
+    for name in state_dict:
+        prefix = name.removesuffix(_SPLIT_NAMES[0])
+        parts = [f"{prefix}{part}" for part in _SPLIT_NAMES]
+        if prefix != name and f"{prefix}{_PACKED_NAME}" in names and all(part in packed for part in parts):
+            packed[f"{prefix}{_PACKED_NAME}"] = torch.cat([packed.pop(part) for part in parts])
+    return packed
 
 
 def _split_when_loaded(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

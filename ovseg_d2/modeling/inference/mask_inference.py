@@ -117,6 +117,8 @@ class MaskInference:
     """
 
     TASKS = ("semantic", "panoptic", "instance")
+    #: Tasks without a result here: the classes of masks that came with the images, which the model gives itself.
+    MEASURES = ("mask_accuracy",)
     MERGES = ("mask2former", "freeseg")
 
     def __init__(
@@ -142,9 +144,9 @@ class MaskInference:
         Raises:
             ValueError: a task or merge that does not exist, or no task.
         """
-        unknown = sorted(set(tasks) - set(self.TASKS))
-        if unknown or not tasks:
-            raise ValueError(f"MODEL.OVSEG.TEST.TASKS: got {list(tasks)}; allowed are one or more of {self.TASKS}")
+        allowed = self.TASKS + self.MEASURES
+        if not tasks or set(tasks) - set(allowed):
+            raise ValueError(f"MODEL.OVSEG.TEST.TASKS: got {list(tasks)}; allowed are one or more of {allowed}")
         if merge not in self.MERGES:
             raise ValueError(f"MODEL.OVSEG.TEST.MERGE is {merge!r}; allowed are {', '.join(self.MERGES)}")
         self.tasks = frozenset(tasks)
@@ -214,6 +216,8 @@ class MaskInference:
             ``sem_seg`` (K, H, W), ``panoptic_seg`` (ids (H, W), segments), ``instances``: those of the tasks; with
             ``return_masks`` beside ``sem_seg`` the ``mask_probs`` (Q, H, W), whose sum, weighted by class, it is.
         """
+        if self.tasks.isdisjoint(self.TASKS):
+            return {}
         sizes = {"image_size": image_size, "output_size": output_size}
         class_probs = class_probs.float()
         mask_logits = self.resize(mask_logits.float(), padded_size=padded_size, **sizes)

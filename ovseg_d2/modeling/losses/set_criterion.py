@@ -92,6 +92,13 @@ class SetCriterion(nn.Module):
         Returns:
             Weighted scalars ``loss_ce``, ``loss_mask``, ``loss_dice`` and, with ``_0``, ``_1``, ..., those of ``aux``.
         """
+        return self.losses_and_matches(proposals, targets, image_ids)[0]
+
+    def losses_and_matches(
+        self, proposals: MaskProposals, targets: Sequence[SegmentationTargets], image_ids: Sequence[int | str]
+    ) -> tuple[dict[str, Tensor], list[list[Match]]]:
+        """As :meth:`forward`, with the matches of each prediction: those of ``aux`` (none without deep supervision),
+        then of ``proposals`` itself."""
         draws = self.sampler.start(image_ids, proposals.mask_logits.device)
         # Once for all predictions.
         dtype = self.mask_loss.mask_dtype
@@ -99,12 +106,13 @@ class SetCriterion(nn.Module):
         num_masks = proposals.mask_logits.new_tensor(float(sum(len(target) for target in targets)))
         num_masks = all_reduced_mean(num_masks).clamp(min=1)
 
-        losses = self._losses(proposals, targets, draws, num_masks)
-        if self.deep_supervision:
-            for i, aux in enumerate(proposals.aux):
-                aux_losses = self._losses(aux, targets, draws, num_masks)
-                losses.update({f"{name}_{i}": loss for name, loss in aux_losses.items()})
-        return losses
+        losses, last_matches = self._losses(proposals, targets, draws, num_masks)
+        matches = []
+        for i, aux in enumerate(proposals.aux if self.deep_supervision else ()):
+            aux_losses, aux_matches = self._losses(aux, targets, draws, num_masks)
+            losses.update({f"{name}_{i}": loss for name, loss in aux_losses.items()})
+            matches.append(aux_matches)
+        return losses, [*matches, last_matches]
 
     def _losses(
         self,
@@ -112,7 +120,8 @@ class SetCriterion(nn.Module):
         targets: Sequence[SegmentationTargets],
         draws: UniformDraws,
         num_masks: Tensor,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], list[Match]]:
+        """Of one prediction, the weighted losses and the matches."""
         with torch.autocast(device_type=proposals.mask_logits.device.type, enabled=False):
             device = proposals.mask_logits.device
             matches = [
@@ -124,7 +133,7 @@ class SetCriterion(nn.Module):
                 "loss_mask": loss_mask / num_masks,
                 "loss_dice": loss_dice / num_masks,
             }
-        return {name: self.weights[name] * loss for name, loss in losses.items()}
+        return {name: self.weights[name] * loss for name, loss in losses.items()}, matches
 
     def class_loss(
         self, class_logits: Tensor, targets: Sequence[SegmentationTargets], matches: Sequence[Match]

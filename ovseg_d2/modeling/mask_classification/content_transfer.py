@@ -34,7 +34,7 @@ class ContentDependentTransfer(nn.Module):
     def forward(self, text_rows: Tensor, dense: Tensor) -> Tensor:
         """
         Args:
-            text_rows: (E, D), each on its own.
+            text_rows: (E, D), or (N, E, D) one set an image; each row on its own.
             dense: (N, D, h, w) the image's features in CLIP's joint space.
 
         Returns:
@@ -43,10 +43,14 @@ class ContentDependentTransfer(nn.Module):
         values = dense.flatten(2).transpose(1, 2)
         keys = values + self.position_encoding(dense).flatten(2).transpose(1, 2).to(values.dtype)
         text = text_rows.to(values.dtype).expand(len(dense), -1, -1)
-        update = self.proj(self.attn(text, keys, values, need_weights=False)[0])
+        return self.update(text, query=text, keys=keys, values=values)
+
+    def update(self, x: Tensor, *, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Add what (N, Q, D) queries find in (N, L, D) to ``x`` (N, Q, D), and normalise."""
+        found = self.proj(self.attn(query, keys, values, need_weights=False)[0])
         if self.panoptic:
-            return text + self.norm(update)
-        return self.norm(text + update)
+            return x + self.norm(found)
+        return self.norm(x + found)
 
 
 def transferred_logits(mask_embeds: Tensor, text_rows: Tensor, scale: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """MaskCLIP++'s parameterised similarity modelling (arXiv 2412.11464, section 3.2): learned ways to compare masks and
 texts that keep the two aligned.
 
-A *similarity* maps embeddings of masks and the texts of any vocabulary to logits. :func:`similarity.cosine_logits` is
-the one without parameters.
+A *similarity* maps embeddings of masks and the texts of any vocabulary to logits.
 """
 
 from __future__ import annotations
@@ -16,6 +15,35 @@ from torch.nn import functional as F
 from ovseg_d2.modeling.clip.clip import MAX_LOGIT_SCALE
 from ovseg_d2.modeling.text_classifier import averaged, class_logits
 from ovseg_d2.structures import TextClasses
+
+
+class CosineSimilarity(nn.Module):
+    """CLIP's own: the mean of the scaled cosines with a class's P prompts; without parameters."""
+
+    def __init__(self, *, normalise_text: bool = False) -> None:
+        """
+        Args:
+            normalise_text: for texts that are no unit vectors.
+        """
+        super().__init__()
+        self.normalise_text = normalise_text
+
+    def forward(
+        self, mask_embeds: Tensor, text: TextClasses, *, scale: Tensor | float = 1.0, dense: Tensor | None = None
+    ) -> Tensor:
+        """
+        Args:
+            mask_embeds: (N, Q, D), of any length.
+            text: embeds (E, P, D).
+            scale: of the cosines.
+            dense: not used.
+
+        Returns:
+            (N, Q, K).
+        """
+        embeds = F.normalize(text.embeds, dim=-1) if self.normalise_text else text.embeds
+        entry_logits = scale * F.normalize(mask_embeds, dim=-1) @ embeds.mean(dim=1).T
+        return class_logits(entry_logits, text.class_ids, len(text))
 
 
 class LinearSimilarity(nn.Module):

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from ovseg_d2.data.vocabulary import vocabulary_from_metadata
+from ovseg_d2.data.vocabulary import training_vocabulary, vocabulary_from_metadata
 from ovseg_d2.modeling.inference.mask_inference import MaskInference
 from ovseg_d2.structures import ImageBatch, MaskProposals, SegmentationTargets, Vocabulary, pad_masks
 
@@ -45,14 +45,12 @@ class OpenVocabSegmentor(nn.Module, ABC):
     @staticmethod
     def shared_from_config(cfg: CfgNode) -> dict[str, Any]:
         """The constructor's arguments that all methods read from the same keys."""
-        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
-        has_classes = hasattr(metadata, "thing_classes") or hasattr(metadata, "stuff_classes")
         return {
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": cfg.MODEL.OVSEG.SIZE_DIVISIBILITY,
             "inference": MaskInference.from_config(cfg),
-            "vocabulary": vocabulary_from_metadata(metadata) if has_classes else None,
+            "vocabulary": training_vocabulary(cfg.DATASETS.TRAIN),
         }
 
     @property

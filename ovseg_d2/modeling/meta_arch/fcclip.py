@@ -67,6 +67,11 @@ class FCCLIP(ClipSegmentor):
         options, ensemble = cfg.MODEL.OVSEG.CLIP, cfg.MODEL.OVSEG.ENSEMBLE
         if not cls.tunes_clip and options.TRAINABLE != "frozen":
             raise ValueError(f"MODEL.OVSEG.CLIP.TRAINABLE: got {options.TRAINABLE!r}; FC-CLIP's CLIP is 'frozen'")
+        if cfg.MODEL.OVSEG.PROPOSALS.CLIP_NAME:
+            raise ValueError(
+                f"MODEL.OVSEG.PROPOSALS.CLIP_NAME: got {cfg.MODEL.OVSEG.PROPOSALS.CLIP_NAME!r}; FC-CLIP has one CLIP, "
+                "expected ''"
+            )
         head = cfg.MODEL.OVSEG.PROPOSALS.CLASS_HEAD
         if head != "text":
             raise ValueError(f"MODEL.OVSEG.PROPOSALS.CLASS_HEAD: got {head!r}; FC-CLIP needs 'text'")

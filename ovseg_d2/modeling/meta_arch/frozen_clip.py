@@ -26,7 +26,7 @@ from ovseg_d2.modeling.mask_classification.host_ensemble import HostEnsemble, ca
 from ovseg_d2.modeling.mask_classification.mask_encoder import MaskEncoder
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
 from ovseg_d2.modeling.meta_arch.open_vocabulary import ClipSegmentor
-from ovseg_d2.modeling.proposals import build_mask_proposals
+from ovseg_d2.modeling.proposals import build_mask_proposals, has_classes
 from ovseg_d2.modeling.text_classifier import TextClassifier, averaged
 from ovseg_d2.structures import ImageBatch, MaskProposals, SegmentationTargets, TextClasses, Vocabulary
 
@@ -92,22 +92,22 @@ class FrozenCLIP(ClipSegmentor):
             )
         shared = cls.shared_from_config(cfg, **cls.clip_options(cfg))
         proposals = build_mask_proposals(cfg, shared["clip"])
-        has_classes = ovseg.PROPOSALS.CLASS_HEAD != "none" and hasattr(proposals, "mask_decoder")
-        if has_classes and ovseg.PROPOSALS.CLASS_HEAD == "linear":
+        classifies = has_classes(proposals)
+        if classifies and ovseg.PROPOSALS.CLASS_HEAD == "linear":
             raise ValueError(
                 "MODEL.OVSEG.PROPOSALS.CLASS_HEAD: got 'linear', which knows no unseen classes; expected 'embed', "
                 "'text' or 'none'"
             )
         return {
             "proposals": proposals,
-            "criterion": SetCriterion.from_config(cfg) if has_classes else None,
+            "criterion": SetCriterion.from_config(cfg) if classifies else None,
             "mask_encoder": MaskEncoder.from_config(cfg, crops=True),
-            "ensemble": HostEnsemble.from_config(cfg, has_classes=has_classes),
+            "ensemble": HostEnsemble.from_config(cfg, has_classes=classifies),
             "region_classifier": _region_classifier(cfg, shared["text_classifier"]),
             "prompts": build_sentence_prompts(cfg, shared["clip"]),
             "query_prompts": ovseg.FROZEN_CLIP.QUERY_PROMPTS,
             "mask_prompts": build_mask_prompts(cfg, shared["clip"]),
-            "tasks": TaskSampler.from_config(cfg) if has_classes else None,
+            "tasks": TaskSampler.from_config(cfg) if classifies else None,
             "calibration": ovseg.ENSEMBLE.CALIBRATE,
             **shared,
         }
@@ -133,7 +133,7 @@ class FrozenCLIP(ClipSegmentor):
         if self.tasks is not None:
             task = self.tasks.draw()
             targets = targets_of_task(targets, task, vocabulary.is_thing)
-        proposals = self.propose(self.proposals, images, self.query_text(vocabulary, task))
+        proposals = self.propose(self.proposals, images, self.query_text(vocabulary, task), vocabulary)
         return self.criterion(proposals, targets, images.image_ids)
 
     def infer(
@@ -163,7 +163,7 @@ class FrozenCLIP(ClipSegmentor):
             task: whose texts are used, where tasks have prompts.
         """
         text = self.region_text(vocabulary, task)
-        proposals = self.propose(self.proposals, images, self.query_text(vocabulary, task))
+        proposals = self.propose(self.proposals, images, self.query_text(vocabulary, task), vocabulary)
         mask_embeds, valid = self.mask_embeds(images, proposals)
         scores = self.ensemble(
             cosine_logits(mask_embeds, text, self.clip.scale()),

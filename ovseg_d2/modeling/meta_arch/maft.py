@@ -99,7 +99,7 @@ class MAFT(FrozenCLIP):
         text = self.region_text(vocabulary)
         copy = self.mask_encoder.clip_copy(images, divisor=divisor_of(self.ip_clip))
         with torch.no_grad():
-            proposals = self.propose(self.proposals, images, self.query_text(vocabulary))
+            proposals = self.propose(self.proposals, images, self.query_text(vocabulary), vocabulary)
             mask_probs = self.mask_encoder.resized(proposals.mask_logits, images).sigmoid()
         features = self.ip_clip(copy.tensor, masks_only=not self.distill_weight)
         mask_embeds = self.ip_clip.encode_masks(features, self.mask_encoder.to_frame(mask_probs, images, copy))

@@ -49,9 +49,13 @@ class Mask2Former(OpenVocabSegmentor):
         Raises:
             ValueError: ``vocabulary`` has another number of classes than the classifier.
         """
+        self.check_classes(vocabulary)
+        return self.proposals(images)
+
+    def check_classes(self, vocabulary: Vocabulary) -> None:
+        """Raise a ``ValueError`` if ``vocabulary`` has another number of classes than the classifier."""
         if len(vocabulary) != self.criterion.num_classes:
             raise ValueError(
                 f"the vocabulary has {len(vocabulary)} classes, but Mask2Former's classifier is fixed to the "
                 f"{self.criterion.num_classes} of MODEL.SEM_SEG_HEAD.NUM_CLASSES"
             )
-        return self.proposals(images)

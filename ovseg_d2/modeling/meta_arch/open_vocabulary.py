@@ -50,7 +50,20 @@ class ClipSegmentor(OpenVocabSegmentor):
         """Embeddings (E, P, D) of a vocabulary, kept as long as they are right."""
         return self.text_classifier(self.clip.text, vocabulary)
 
-    def propose(self, generator: nn.Module, images: ImageBatch, text: TextClasses | None) -> MaskProposals:
-        """A generator's masks, from features of the model's own CLIP if it wants them."""
+    def generator_copy(self, images: ImageBatch) -> ImageBatch:
+        """The images as the mask generator gets them."""
+        return images
+
+    def propose(
+        self, generator: nn.Module, images: ImageBatch, text: TextClasses | None, vocabulary: Vocabulary
+    ) -> MaskProposals:
+        """A generator's masks, from features of the model's own CLIP if it wants them.
+
+        Args:
+            text: embeds (E, 1, D) of the classes for its class head, as the model's CLIP has them.
+            vocabulary: the classes, for a generator that has a text tower of its own.
+        """
+        if getattr(generator, "has_own_text", False):
+            text = generator.own_text(vocabulary)
         features = self.clip.visual(images.tensor) if getattr(generator, "needs_clip_features", False) else None
         return generator(images, features, text)

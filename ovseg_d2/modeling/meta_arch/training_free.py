@@ -2,7 +2,10 @@
 
 Masks: the proposals' crops (ZSSeg, arXiv 2112.14757, OVSeg 2210.04150, ZegFormer 2112.07910), or their embeddings from
 one pass over the image (mask pooling; mask tokens of a ViT, as in MAFT 2310.00240 before its tuning). Pixels: the dense
-embeddings of MaskCLIP (2112.01071), SCLIP (2312.01597) or ClearCLIP (2407.12442).
+embeddings of MaskCLIP (2112.01071), SCLIP (2312.01597), ClearCLIP (2407.12442) or ProxyCLIP (2408.04883).
+
+CLIP may be one that a method has tuned: of MaskCLIP++'s checkpoints (2412.11464, Table 8) it is taken, and the
+similarity is left.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg_d2.modeling.clip.architectures import tower_kind
+from ovseg_d2.modeling.clip.proxy_model import ProxyModel
 from ovseg_d2.modeling.mask_classification.ensemble import with_void
 from ovseg_d2.modeling.mask_classification.mask_encoder import MaskEncoder, divisor_of
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
@@ -32,11 +36,15 @@ from ovseg_d2.structures import (
 )
 
 CLASSIFY = ("crops", "masks", "dense")
+_SCALE = "clip.visual.mask_logit_scale"
 
 
 @META_ARCH_REGISTRY.register()
 class TrainingFree(ClipSegmentor):
     """A frozen CLIP names masks or pixels; the temperature is its own logit scale."""
+
+    #: What checkpoints of MaskCLIP++ hold beside CLIP, by the beginnings of the names; of use only where it is in ours.
+    ignored_weights = ("similarity.", _SCALE)
 
     @configurable
     def __init__(
@@ -46,6 +54,7 @@ class TrainingFree(ClipSegmentor):
         mask_encoder: MaskEncoder,
         proposals: nn.Module | None = None,
         objectness: bool = True,
+        proxy: ProxyModel | None = None,
         **shared: Any,
     ) -> None:
         """
@@ -54,6 +63,7 @@ class TrainingFree(ClipSegmentor):
             mask_encoder: images and masks -> what CLIP makes of them; with crops for "crops".
             proposals: the mask generator; None with "dense".
             objectness: the generator's probability of "no object" counts, where it has one.
+            proxy: for CLIP's last block "proxy".
             shared: see :class:`ClipSegmentor`.
 
         Raises:
@@ -71,6 +81,7 @@ class TrainingFree(ClipSegmentor):
         self.objectness = objectness
         self.mask_encoder = mask_encoder
         self.proposals = proposals
+        self.proxy = proxy
         self.requires_grad_(False)
 
     @classmethod
@@ -83,8 +94,13 @@ class TrainingFree(ClipSegmentor):
             "proposals": None if classify == "dense" else build_mask_proposals(cfg, shared["clip"]),
             "mask_encoder": MaskEncoder.from_config(cfg, crops=classify == "crops"),
             "objectness": ovseg.TRAINING_FREE.OBJECTNESS,
+            "proxy": ProxyModel.from_config(cfg) if _has_proxy(cfg) else None,
             **shared,
         }
+
+    def fill_missing(self, given: set[str]) -> set[str]:
+        """The scale of mask tokens, which no CLIP has before its tuning: that of the start."""
+        return {name for name in self.state_dict() if name == _SCALE and name not in given}
 
     def losses(
         self, images: ImageBatch, targets: Sequence[SegmentationTargets], vocabulary: Vocabulary | None
@@ -100,7 +116,7 @@ class TrainingFree(ClipSegmentor):
         text = averaged(self.text(vocabulary))
         if self.classify == "dense":
             return self._dense(images, text)
-        proposals = self.propose(self.proposals, images, text)
+        proposals = self.propose(self.proposals, images, text, vocabulary)
         embeds, valid = self.mask_encoder(self.clip.visual, images, proposals)
         logits = cosine_logits(embeds, text, self.clip.scale())
         void_probs = logits.new_zeros(logits.shape[:2])
@@ -112,7 +128,8 @@ class TrainingFree(ClipSegmentor):
 
     def _dense(self, images: ImageBatch, text: TextClasses) -> MaskProposals:
         copy = self.mask_encoder.clip_copy(images, divisor=divisor_of(self.clip.visual))
-        dense = self.clip.visual(copy.tensor).dense
+        options = {} if self.proxy is None else {"proxy": self.proxy}
+        dense = self.clip.visual(copy.tensor, **options).dense
         logits = cosine_logits(dense.permute(0, 2, 3, 1), text, self.clip.scale()).permute(0, 3, 1, 2)
         logits = F.interpolate(logits, size=copy.padded_size, mode="bilinear", align_corners=False)
         logits = self.mask_encoder.to_frame(logits, copy, images)
@@ -122,6 +139,11 @@ class TrainingFree(ClipSegmentor):
         return MaskProposals(
             mask_logits=logits.softmax(dim=1).logit(eps=1e-6), class_logits=one_hot.expand(len(images), -1, -1)
         )
+
+
+def _has_proxy(cfg: CfgNode) -> bool:
+    free = cfg.MODEL.OVSEG.TRAINING_FREE
+    return free.CLASSIFY == "dense" and free.LAST_BLOCK == "proxy"
 
 
 def _visual_options(cfg: CfgNode) -> dict[str, Any]:
@@ -151,6 +173,5 @@ def _visual_options(cfg: CfgNode) -> dict[str, Any]:
             "last_block": "none",
             "mask_mode": free.MASK_MODE,
             "start_layer": start,
-            **({"learn_mask_logit_scale": False} if free.MASK_MODE == "maskclippp" else {}),
         }
     return {"last_block": "none"}

@@ -36,6 +36,11 @@ def build_mask_proposals(cfg: CfgNode, clip: Clip | None = None) -> nn.Module:
     return generator
 
 
+def has_classes(generator: nn.Module) -> bool:
+    """Whether a generator classifies its masks."""
+    return getattr(getattr(generator, "mask_decoder", None), "class_embed", None) is not None
+
+
 def _apply_policy(generator: nn.Module, policy: str) -> None:
     """Freeze what ``MODEL.OVSEG.PROPOSALS.TRAINABLE`` says.
 

@@ -71,5 +71,6 @@ def build_decoders(
         num_scales=MSDeformAttnPixelDecoder.NUM_SCALES,
         pre_norm=prop.PRE_NORM,
         enforce_input_proj=prop.ENFORCE_INPUT_PROJ,
+        separate_texts=cfg.MODEL.OVSEG.MTA_CLIP.SEPARATE_ATTENTION,
     )
     return {"pixel_decoder": pixel_decoder, "mask_decoder": mask_decoder}

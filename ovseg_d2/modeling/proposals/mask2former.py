@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import Backbone, build_backbone
-from torch import nn
+from torch import Tensor, nn
 
 import ovseg_d2.modeling.backbones  # noqa: F401  (fills detectron2's registry of backbones)
 from ovseg_d2.modeling.clip.clip import Clip
@@ -37,15 +37,21 @@ class Mask2FormerProposals(nn.Module):
         return {"backbone": backbone, **decoders}
 
     def forward(
-        self, images: ImageBatch, features: ClipFeatures | None = None, text: TextClasses | None = None
+        self,
+        images: ImageBatch,
+        features: ClipFeatures | None = None,
+        text: TextClasses | None = None,
+        *,
+        text_queries: Tensor | None = None,
     ) -> MaskProposals:
         """
         Args:
             features: not used.
             text: embeds (E, 1, D), for a text head.
+            text_queries: (E, C) texts among the queries, see :class:`MaskedAttentionDecoder`.
 
         Returns:
             Proposals at the pixel decoder's common stride, with class logits (N, Q, K + 1) and ``aux``.
         """
         pixels = self.pixel_decoder(self.backbone(images.tensor))
-        return self.mask_decoder(pixels.multi_scale, pixels.mask_features, text)
+        return self.mask_decoder(pixels.multi_scale, pixels.mask_features, text, text_queries=text_queries)

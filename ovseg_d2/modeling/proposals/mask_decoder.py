@@ -22,10 +22,20 @@ class DecoderLayer(nn.Module):
         self.self_attn = ResidualAttention(dim=dim, num_heads=num_heads, pre_norm=pre_norm)
         self.ffn = ResidualFFN(dim=dim, ffn_dim=ffn_dim, pre_norm=pre_norm)
 
-    def forward(self, x: Tensor, x_pos: Tensor, memory: Tensor, memory_with_pos: Tensor, blocked: Tensor) -> Tensor:
-        """x, x_pos: (N, Q, C); memory, memory_with_pos: (N, L, C); blocked: (N, Q, L) bool -> (N, Q, C)."""
+    def forward(
+        self,
+        x: Tensor,
+        x_pos: Tensor,
+        memory: Tensor,
+        memory_with_pos: Tensor,
+        blocked: Tensor,
+        *,
+        self_blocked: Tensor | None = None,
+    ) -> Tensor:
+        """x, x_pos: (N, Q, C); memory, memory_with_pos: (N, L, C); blocked: (N, Q, L) bool; self_blocked: (1, Q, Q)
+        bool -> (N, Q, C)."""
         x = self.cross_attn(x, x_pos, memory=memory, memory_with_pos=memory_with_pos, blocked=blocked)
-        x = self.self_attn(x, x_pos)
+        x = self.self_attn(x, x_pos, blocked=self_blocked)
         return self.ffn(x)
 
 
@@ -48,8 +58,18 @@ def unblock_empty_rows(blocked: Tensor) -> Tensor:
     return blocked & ~blocked.all(dim=-1, keepdim=True)
 
 
+def separate_groups(num_first: int, num_second: int, device: torch.device) -> Tensor:
+    """Which of two groups of queries are strangers: (1, Q, Q) bool, Q their sum, True between the groups."""
+    second = torch.arange(num_first + num_second, device=device) >= num_first
+    return (second[:, None] != second)[None]
+
+
 class MaskedAttentionDecoder(nn.Module):
-    """Learned queries attend to feature maps within their own masks; each layer's queries predict masks and classes."""
+    """Learned queries attend to feature maps within their own masks; each layer's queries predict masks and classes.
+
+    Texts can stand among the queries (MTA-CLIP, section 3.2, equations 2 to 4). They have no masks, and so look at the
+    whole of the feature maps.
+    """
 
     def __init__(
         self,
@@ -65,6 +85,7 @@ class MaskedAttentionDecoder(nn.Module):
         num_scales: int = 3,
         pre_norm: bool = False,
         enforce_input_proj: bool = False,
+        separate_texts: bool = False,
     ) -> None:
         """
         Args:
@@ -72,6 +93,7 @@ class MaskedAttentionDecoder(nn.Module):
             class_head: queries, masks, per-pixel features and classes -> class logits (``class_heads.py``);
                 None for masks without classes.
             num_scales: feature maps, which the layers use in turn.
+            separate_texts: texts and queries attend to themselves, not to each other (MTA-CLIP, Table 4).
         """
         super().__init__()
         self.layers = nn.ModuleList(
@@ -84,6 +106,7 @@ class MaskedAttentionDecoder(nn.Module):
         self.input_proj = nn.ModuleList(
             nn.Conv2d(in_dim, dim, 1) if project else nn.Identity() for _ in range(num_scales)
         )
+        self.separate_texts = separate_texts
         self.position_encoding = SinePositionEncoding(dim=dim)
         self.decoder_norm = nn.LayerNorm(dim)
         self.class_embed = class_head  # so it is called in public checkpoints
@@ -94,16 +117,23 @@ class MaskedAttentionDecoder(nn.Module):
                 nn.init.zeros_(conv.bias)
 
     def forward(
-        self, multi_scale: Sequence[Tensor], mask_features: Tensor, text: TextClasses | None = None
+        self,
+        multi_scale: Sequence[Tensor],
+        mask_features: Tensor,
+        text: TextClasses | None = None,
+        *,
+        text_queries: Tensor | None = None,
     ) -> MaskProposals:
         """
         Args:
             multi_scale: ``num_scales`` maps (N, in_dim, h_i, w_i), coarsest first.
             mask_features: (N, mask_dim, h, w).
             text: classes for a class head that needs them.
+            text_queries: (E, C) texts that are queries, too, the same for all images; None for none.
 
         Returns:
-            The last layer's proposals; ``aux`` holds those of the initial queries and of all earlier layers.
+            The last layer's proposals; ``aux`` holds those of the initial queries and of all earlier layers. With
+            ``text_queries`` each layer's have theirs.
         """
         memories, memories_with_pos, sizes = [], [], []
         for feature, project, embed in zip(multi_scale, self.input_proj, self.level_embed.weight, strict=True):
@@ -116,11 +146,23 @@ class MaskedAttentionDecoder(nn.Module):
         x = self.query_feat.weight.expand(n, -1, -1)
         x_pos = self.query_embed.weight.expand(n, -1, -1)
         predictions = [self._predict(x, mask_features, text)]
+        num_texts, self_blocked = 0, None
+        if text_queries is not None:
+            num_texts = len(text_queries)
+            # Texts say themselves what they are, so they need no position.
+            x = torch.cat([text_queries.to(x.dtype).expand(n, -1, -1), x], dim=1)
+            x_pos = F.pad(x_pos, (0, 0, num_texts, 0))
+            if self.separate_texts:
+                self_blocked = separate_groups(num_texts, self.query_feat.num_embeddings, x.device)
         for i, layer in enumerate(self.layers):
             scale = i % len(memories)
             blocked = unblock_empty_rows(blocked_positions(predictions[-1].mask_logits, sizes[scale]))
-            x = layer(x, x_pos, memories[scale], memories_with_pos[scale], blocked)
-            predictions.append(self._predict(x, mask_features, text))
+            if num_texts:
+                blocked = F.pad(blocked, (0, 0, num_texts, 0))
+            x = layer(x, x_pos, memories[scale], memories_with_pos[scale], blocked, self_blocked=self_blocked)
+            predictions.append(self._predict(x[:, num_texts:], mask_features, text))
+            if text_queries is not None:
+                predictions[-1].text_queries = self.decoder_norm(x[:, :num_texts])
         *aux, last = predictions
         last.aux = aux
         return last

@@ -46,7 +46,7 @@ class PrecomputedProposals(nn.Module):
         """
         if images.proposal_masks is None:
             raise ValueError(
-                f"PrecomputedProposals: no masks came with image {images.image_ids[0]!r}; they are read from "
+                f"{type(self).__name__}: no masks came with image {images.image_ids[0]!r}; they are read from "
                 f"{self.source} for the images of registered datasets"
             )
         return binary_proposals(images.proposal_masks, images, residual_mask=self.residual_mask)

@@ -16,7 +16,13 @@ from ovseg_d2.modeling.clip.convnext import ClipConvNeXt
 from ovseg_d2.modeling.clip.eva import ClipEva
 from ovseg_d2.modeling.clip.resnet import ClipResNet
 from ovseg_d2.modeling.clip.text_encoder import ClipTextEncoder
-from ovseg_d2.modeling.clip.trainable import apply_policy, policies_of, split_packed_weights, split_qkv
+from ovseg_d2.modeling.clip.trainable import (
+    apply_policy,
+    pack_split_weights,
+    policies_of,
+    split_packed_weights,
+    split_qkv,
+)
 from ovseg_d2.modeling.clip.vit import ClipViT
 from tests.helpers import randomise
 from tests.modeling.clip.test_vit import close
@@ -89,7 +95,26 @@ CASES = {
     ("resnet", "attention"): set(both(*(f"tower.attnpool.{name}_proj" for name in "qkvc"))),
     ("resnet", "all_but_cls_pos_mlp_conv"): set(both(*(f"tower.attnpool.{name}_proj" for name in "qkvc"))),
     ("resnet", "all_but_pos_conv_proj"): set(both(*(f"tower.attnpool.{name}_proj" for name in "qkv"))),
+    ("resnet", "all_but_bn"): {
+        name
+        for name, _ in resnet_encoder().named_parameters()
+        if not (".bn" in name or "downsample.1." in name)  # open_clip counts the parts of its shortcuts
+    },
+    ("convnext", "before_s4"): {
+        name
+        for name, _ in convnext_encoder().named_parameters()
+        if name.startswith(("tower.trunk.stem.", *(f"tower.trunk.stages.{i}." for i in range(3))))
+    },
+    ("convnext", "after_s4"): {
+        name
+        for name, _ in convnext_encoder().named_parameters()
+        if name.startswith(("tower.trunk.stages.3.", "tower.trunk.head.", "tower.head."))
+    },
     ("text", "frozen"): set(),
+    ("text", "attention_mlp"): in_blocks(
+        "attn.in_proj_weight", *both("mlp.c_fc", "mlp.c_proj", "ln_1", "ln_2"), root="transformer.resblocks"
+    )
+    | {"positional_embedding"},
     ("text", "attention_in"): in_blocks("attn.in_proj_weight", root="transformer.resblocks") | {"positional_embedding"},
     ("text", "attention_qv"): in_blocks("attn.q_proj_weight", "attn.v_proj_weight", root="transformer.resblocks"),
     ("text", "projection"): {"text_projection"},
@@ -131,7 +156,7 @@ def test_unknown_unit(name, units):
 
 @pytest.mark.parametrize("name", ["text", "convnext"])
 def test_towers_without_units(name):
-    with pytest.raises(ValueError, match="'all_but_proj' for a Clip.*; expected one of frozen, full, [a-z_, ]+$"):
+    with pytest.raises(ValueError, match="'all_but_proj' for a Clip.*; expected one of frozen, full, [a-z_0-9, ]+$"):
         apply_policy(ENCODERS[name](), "all_but_proj")
 
 
@@ -182,9 +207,24 @@ def test_unknown_policy_names_the_key_and_what_is_allowed(name):
     allowed = policies_of(getattr(encoder, "tower", encoder))
     maft = name in ("vit", "eva02", "eva01", "resnet")
     units = ", all_but_UNIT_UNIT... of the units cls pos mlp conv proj" if maft else ""
-    with pytest.raises(ValueError, match=f"MODEL.OVSEG.CLIP.TRAINABLE: 'attn' .*{', '.join(allowed)}{units}$"):
+    key = "TEXT" if name == "text" else "CLIP"
+    with pytest.raises(ValueError, match=f"MODEL.OVSEG.{key}.TRAINABLE: 'attn' .*{', '.join(allowed)}{units}$"):
         apply_policy(encoder, "attn")
     assert ("attention" in allowed) == maft
+
+
+def test_frozen_batch_norms_keep_their_statistics():
+    encoder = resnet_encoder()
+    apply_policy(encoder, "all_but_bn")
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
+    encoder.train()(random_images(64, 64)).image_embeds.sum().backward()
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and not any(module.training for module in norms)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+    assert encoder.tower.conv1.weight.grad is not None and encoder.tower.attnpool.c_proj.weight.grad is not None
+    apply_policy(encoder, "full")
+    encoder(random_images(64, 64))
+    assert not torch.equal(encoder.tower.bn1.running_mean, before["tower.bn1.running_mean"])
 
 
 def test_unknown_tower():
@@ -216,6 +256,15 @@ def test_packed_weights_load_into_split_projections():
     split = split_packed_weights(packed, encoder.tower.state_dict())
     assert split.keys() == encoder.tower.state_dict().keys()
     assert split_packed_weights(packed, packed).keys() == packed.keys()
+
+
+def test_split_weights_load_into_packed_projections():
+    packed = vit_tower(seed=7).state_dict()
+    split = split_packed_weights(packed, {name.replace("in_proj", "q_proj") for name in packed})
+    assert any("q_proj_weight" in name for name in split) and not any("in_proj_weight" in name for name in split)
+    again = pack_split_weights(split, packed)
+    assert again.keys() == packed.keys() and all(torch.equal(again[name], packed[name]) for name in packed)
+    assert pack_split_weights(split, split).keys() == split.keys()
 
 
 def test_only_queries_and_values_get_gradients():

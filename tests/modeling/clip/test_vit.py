@@ -295,7 +295,7 @@ def test_image_prompts_end_where_their_layers_end():
         ({"last_block": "values"}, "last_block.*'values'.*value_cls"),
         ({"mask_mode": "mask"}, "mask_mode.*'mask'.*maft"),
         ({"start_layer": 2}, "start_layer is 2.*mask_mode is 'none'"),
-        ({"mask_mode": "maft", "start_layer": 4}, "start_layer is 4; expected 0 to 3"),
+        ({"mask_mode": "maft", "start_layer": 4}, "start_layer is 4; expected -4 to 3"),
         ({"mask_mode": "maft", "prompts": nn.Identity()}, "prompts"),
     ],
 )
