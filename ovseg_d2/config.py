@@ -328,8 +328,9 @@ def _add_model(model: Any) -> None:
     fga.POOLING = 2
     fga.TEST_POOLING = 1
     # Classes that are aggregated, of each image those with the largest cosine anywhere, the others score nothing; 0: no
-    # limit. Fewer classes are filled up to it with learned ones, which are not built for 0.
+    # limit.
     fga.MAX_CLASSES = 256
+    fga.PAD_CLASSES = 256  # fewer classes are filled up to so many, with copies of a learned one; 0: it is not built
     fga.GUIDANCE_DIM = 128  # channels of the image's and of the texts' guidance
     fga.TEXT_GUIDANCE_DIM = 128
     fga.DECODER_DIMS = [64, 32]  # of the decoder's stages

@@ -6,6 +6,7 @@
     python tools/benchmark.py --only text          # a vocabulary of 847 names through the text tower of ViT-B-16
     python tools/benchmark.py --only maft          # 100 proposals: IP-CLIP against crops, and the memory of masks
     python tools/benchmark.py --only mta_clip      # training steps of MTA-CLIP RN50 beside Mask2Former's, at 512 x 512
+    python tools/benchmark.py --only fgaseg        # FGA-seg's cost volume: time and memory against classes and top-k
 
 Weights are random, float32 where nothing else is said, batch 1. Figures are the minimum and the median of --repeats
 runs after one warm-up; compared forms take turns, so that whatever else the machine does falls on all of them.
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -45,9 +47,10 @@ from ovseg_d2.modeling.inference import mask_inference
 from ovseg_d2.modeling.layers.ms_deform_attn import deformable_sampling, deformable_sampling_by_grid
 from ovseg_d2.modeling.mask_classification.crops import CropEncoder
 from ovseg_d2.modeling.mask_classification.mask_encoder import MaskEncoder
+from ovseg_d2.modeling.pixel_classification.cost_head import CostHead
 from ovseg_d2.modeling.proposals.pixel_decoder import pixel_centres
 from ovseg_d2.modeling.text_classifier import TextClassifier
-from ovseg_d2.structures import ClipFeatures, ImageBatch, MaskProposals, Vocabulary
+from ovseg_d2.structures import ClipFeatures, ImageBatch, MaskProposals, TextClasses, Vocabulary
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CONFIG = CONFIGS / "mask2former" / "ade20k_semantic_R50.yaml"
@@ -340,7 +343,134 @@ def mta_clip(*, repeats: int, device: torch.device, segments: int = 16, few: int
     return timings
 
 
-BENCHMARKS = {"deformable": deformable, "mask2former": mask2former, "text": text, "maft": maft, "mta_clip": mta_clip}
+#: Seconds after which a timing of FGA-seg is not repeated.
+SLOW = 10
+
+
+class PlantedScores(nn.Module):
+    """An auxiliary head that makes its convolution, and prefers the first rows, each at some pixels, to all others."""
+
+    def __init__(self, conv: nn.Conv2d, planted: int) -> None:
+        super().__init__()
+        self.conv = conv
+        self.planted = planted
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = -torch.arange(len(x), device=x.device).float().view(-1, 1, 1, 1)
+        scores = scores.expand_as(x[:, :1]).clone()
+        scores[: self.planted] = torch.rand_like(scores[: self.planted])
+        return self.conv(x) * 0 + scores
+
+
+@contextmanager
+def planted_classes(head: CostHead, planted: int):
+    """Let the auxiliary heads prefer so many classes."""
+    learned = head.aux_head, head.decoder.aux_heads
+    head.aux_head = PlantedScores(learned[0], planted)
+    head.decoder.aux_heads = nn.ModuleList(PlantedScores(conv, planted) for conv in learned[1])
+    yield
+    head.aux_head, head.decoder.aux_heads = learned
+
+
+def time_and_memory(
+    function: Callable[[], object], *, repeats: int, device: torch.device
+) -> tuple[list[float], float, float]:
+    """Milliseconds of ``repeats`` calls, fewer if they are slow; those of the CPU for one, whatever else it was doing;
+    the MiB at their peak beyond what was there."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device) / 2**20
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
+        before = resident("VmRSS")
+    timings, cpu_start = [], time.process_time()
+    while len(timings) < repeats and sum(timings) < 1e3 * SLOW:
+        start = clock(device)
+        function()
+        timings.append(1e3 * (clock(device) - start))
+    cpu = 1e3 * (time.process_time() - cpu_start) / len(timings)
+    return timings, cpu, (peak_memory(device) if device.type == "cuda" else resident("VmHWM")) - before
+
+
+def cost_volume_figures(
+    repeats: int, device_name: str, threads: int, sizes: Sequence[int] = (20, 150, 847), whole: bool = True
+) -> Timings:
+    """Print and return what :func:`fgaseg` says; for a process of its own."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    device = torch.device(device_name)
+    options = ["MODEL.DEVICE", device_name, "DATASETS.TRAIN", "()", "MODEL.OVSEG.CLIP.PRETRAINED", ""]
+    cfg = load_config(CONFIGS / "fga_seg" / "coco_stuff_ViTB16_fast.yaml", options)
+    model = build_model(cfg).eval()
+    head, dim, timings = model.cost_head, model.clip.embed_dim, {}
+
+    def measure(name: str, function: Callable[[], object], classes: int, planted: int, top_k: int) -> None:
+        head.top_k = top_k
+        kept: list[int] = []
+        handle = head.decoder.head.register_forward_pre_hook(lambda _module, args: kept.append(len(args[0])))
+        with planted_classes(head, planted), torch.inference_mode():
+            values, cpu, mebibytes = time_and_memory(function, repeats=repeats, device=device)
+        handle.remove()
+        timings[name] = values
+        survivors = sum(kept) // len(values)
+        k, shown = top_k or "all", planted if top_k else "-"
+        print(
+            f"{name.split(',')[0]:<12}{classes:>8}{shown:>9}{k:>6}{survivors:>11}"
+            f"{statistics.median(values):>11.0f}{cpu:>9.0f}{mebibytes:>9.0f}",
+            flush=True,
+        )
+
+    print(f"{'part':<12}{'classes':>8}{'planted':>9}{'k':>6}{'survivors':>11}{'median ms':>11}{'CPU ms':>9}{'MiB':>9}")
+    for classes in sizes:
+        dense, text = torch.randn(1, dim, 24, 24, device=device), torch.randn(1, classes, 1, dim, device=device)
+        widths = cfg.MODEL.OVSEG.FGA_SEG.DECODER_GUIDANCE_DIMS
+        features = [
+            torch.randn(1, width, 24 * f, 24 * f, device=device) for width, f in zip(widths, (2, 4), strict=True)
+        ]
+        cases = [(planted, k) for planted in (10, 30) for k in (1, 4, 8, 16, 32) if max(planted, k) < classes]
+        head.max_classes = 0
+        with torch.inference_mode():
+            head(dense, text[:, :4], features)  # warms up
+        for planted, k in [*cases, (classes, 1), (classes, 0)]:
+            name = f"cost volume, {classes} classes, {planted} planted, k {k or 'all'}"
+            measure(name, lambda x=(dense, text, features): head(*x), classes, planted, k)
+    if not whole:
+        return timings
+    vocabulary = Vocabulary(names=tuple(f"class {i}" for i in range(classes)), is_thing=(False,) * classes)
+    embeds = F.normalize(text[0], dim=-1)
+    nothing = torch.zeros(classes, dtype=torch.bool, device=device)
+    ids = torch.arange(classes, device=device)
+    model.text = lambda _vocabulary: TextClasses(embeds=embeds, class_ids=ids, is_thing=nothing, seen=nothing)
+    batch = [{"image": torch.randint(0, 256, (3, 384, 384)).float(), "vocabulary": vocabulary}]
+    for name, k, limit in (("whole model", 16, 0), ("of 256", 16, 256), ("of 256", 0, 256)):
+        head.max_classes = limit
+        measure(f"{name}, {classes} classes, k {k or 'all'}", lambda: model(batch), classes, 30, k)
+    return timings
+
+
+def fgaseg(*, repeats: int, device: torch.device) -> Timings:
+    """FGA-seg's cost volume of one image, 24 x 24 positions, widths as for ViT-B/16 (table VI in kind).
+
+    How many classes survive the choice of the best k of each pixel depends on the image, so that is planted: 10 or 30
+    classes score higher than all others everywhere, each best at some pixels, and the others' order is the same
+    everywhere; or any class scores best at some pixels ("planted" equal to "classes"). MAX_CLASSES is 0, every class
+    attends. Last the whole model with texts given, one 384 x 384 image to its scores, also with MAX_CLASSES 256
+    ("of 256"). MiB are the peak beyond the weights and the inputs.
+    """
+    # Tensors are given back at once, so that the peak is one of tensors that are there together (glibc).
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**25)
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(cost_volume_figures, repeats, str(device), torch.get_num_threads()).result()
+
+
+BENCHMARKS = {
+    "deformable": deformable,
+    "mask2former": mask2former,
+    "text": text,
+    "maft": maft,
+    "mta_clip": mta_clip,
+    "fgaseg": fgaseg,
+}
 
 
 def report(name: str, timings: Timings) -> None:

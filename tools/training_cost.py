@@ -1,13 +1,13 @@
 """Time and memory of a configuration's training step, with random weights and random targets.
 
-    python tools/training_cost.py --config-file configs/maskclippp/coco_panoptic_ConvNeXtB.yaml --batch 1 2
+    python tools/training_cost.py --batch 1 2 --config-file configs/maskclippp/coco_panoptic_ConvNeXtB.yaml
     python tools/training_cost.py --config-file configs/maskclippp/coco_panoptic_ConvNeXtB_fcclip.yaml \
         MODEL.OVSEG.MASKCLIPPP.PRIOR matched        # the same with a mask generator in every step
-    python tools/training_cost.py --config-file configs/ovshapes/maskclippp.yaml --size 128 128 --masks 8
+    python tools/training_cost.py --size 128 128 --masks 8 --config-file configs/ovshapes/maskclippp.yaml
 
 A step is forward, backward and the optimizer's update, in autocast where the config has it. Every batch size runs in a
 process of its own, whose peak beyond what the model with its optimizer takes at rest is the memory of the step. Figures
-are of this machine as it is: compare those of one run.
+are of this machine as it is: compare those of one run. CPU time, of all threads, minds other work on the machine least.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def random_batch(count: int, size: tuple[int, int], num_masks: int, vocabulary: 
 def measure(
     config_file: str, opts: list[str], *, batch: int, size: tuple[int, int], num_masks: int, repeats: int, threads: int
 ) -> dict[str, float]:
-    """``trainable`` and ``params`` in millions, ``seconds`` a step (median) and ``mebibytes`` of it."""
+    """``params`` and ``trainable`` in millions; of a step ``seconds``, ``cpu_seconds`` (medians) and ``mebibytes``."""
     torch.set_num_threads(threads)
     cfg = load_config(config_file, opts)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
@@ -79,9 +79,9 @@ def measure(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     at_rest = torch.cuda.memory_allocated(device) / 2**20 if on_gpu else resident("VmRSS")
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(1 + repeats):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         with torch.autocast(device.type, getattr(torch, cfg.SOLVER.AMP.DTYPE), enabled=cfg.SOLVER.AMP.ENABLED):
             loss = sum(model(inputs).values())
         optimizer.zero_grad()
@@ -92,11 +92,13 @@ def measure(
         if on_gpu:
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else resident("VmHWM")
     return {
         "params": sum(p.numel() for p in model.parameters()) / 1e6,
         "trainable": sum(p.numel() for p in parameters) / 1e6,
         "seconds": statistics.median(seconds[1:] or seconds),
+        "cpu_seconds": statistics.median(cpu_seconds[1:] or cpu_seconds),
         "mebibytes": peak - at_rest,
     }
 
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images (default: INPUT.IMAGE_SIZE)"
     )
     parser.add_argument("--masks", type=int, default=12, help="targets an image")
-    parser.add_argument("--repeats", type=int, default=2, help="steps that count, after one that does not")
+    parser.add_argument("--repeats", type=int, default=2, help="steps that count, after one that does not; 0: that one")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
     args = parser.parse_args(argv)
     try:
@@ -128,8 +130,8 @@ def main(argv: list[str] | None = None) -> int:
                     threads=torch.get_num_threads(),
                 ).result()
             sys.stdout.write(
-                f"batch {batch} of {size[0]} x {size[1]}: {found['seconds']:.1f} s a step, {found['mebibytes']:.0f} "
-                "MiB beyond the model at rest; "
+                f"batch {batch} of {size[0]} x {size[1]}: {found['seconds']:.1f} s a step "
+                f"({found['cpu_seconds']:.1f} s of CPU), {found['mebibytes']:.0f} MiB beyond the model at rest; "
                 f"{found['trainable']:.1f} M of {found['params']:.1f} M parameters train\n"
             )
             sys.stdout.flush()

@@ -147,7 +147,7 @@ def test_top_k_is_of_each_image_and_pixel():
 def test_chunks_change_nothing():
     head, inputs = tiny_cost_head(top_k=2), random_cost_input(2, 9)
     whole = head(*inputs).logits
-    for module in (head.decoder, *head.aggregation.layers):
+    for module in (head.embedding, head.decoder, *head.aggregation.layers):
         module.chunk_size = 4
     torch.testing.assert_close(head(*inputs).logits, whole)
 

@@ -57,3 +57,27 @@ def test_the_grid_of_the_public_recipe(length, expected):
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         SlidingWindow(**options)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (20, 13), (5, 30)])
+@pytest.mark.parametrize("image_size", [0, 16])
+def test_scores_of_an_image_that_looks_the_same_everywhere(size, image_size):
+    image = torch.tensor([0.5, -1.0, 2.0])[:, None, None].expand(-1, *size)
+    window = SlidingWindow(size=8, stride=5, image_size=image_size, whole_image=True)
+    scores = window.image_scores(pixelwise, image, torch.sigmoid)
+    expected = pixelwise(image[None])[0].sigmoid()[:, :1, :1]
+    torch.testing.assert_close(scores, expected.expand(-1, *((image_size, image_size) if image_size else size)))
+
+
+def test_the_whole_image_counts_as_much_as_all_windows():
+    def kind(windows: Tensor) -> Tensor:  # 0 for a window of the ramp, 1 for all of it
+        return (windows[:, :1].amax((2, 3), keepdim=True) - windows[:, :1].amin((2, 3), keepdim=True) > 0.8).float()
+
+    image = torch.linspace(0, 1, 32).expand(3, 32, 32)
+    window = SlidingWindow(size=16, stride=16, whole_image=True)
+    torch.testing.assert_close(window.image_scores(kind, image, lambda x: x), torch.full((1, 32, 32), 0.5))
+
+
+def test_wrong_image_size():
+    with pytest.raises(ValueError, match="SLIDING.IMAGE_SIZE is -1"):
+        SlidingWindow(size=8, stride=8, image_size=-1)

@@ -29,7 +29,7 @@ def fga_cfg(name: str = "FGASeg", *, tasks: Sequence[str] = ("semantic",), **opt
     ovseg.TEXT.TEMPLATES = ["A photo of a {} in the scene"]
     fga = ovseg.FGA_SEG
     fga.GUIDANCE_LAYERS = [2, 5]
-    fga.HIDDEN_DIM, fga.WINDOW_SIZE, fga.MAX_CLASSES = 32, 4, 8
+    fga.HIDDEN_DIM, fga.WINDOW_SIZE, fga.MAX_CLASSES, fga.PAD_CLASSES = 32, 4, 8, 8
     fga.GUIDANCE_DIM = fga.TEXT_GUIDANCE_DIM = 16
     fga.DECODER_DIMS, fga.DECODER_GUIDANCE_DIMS, fga.DECODER_GUIDANCE_PROJ_DIMS = [16, 16], [12, 10], [8, 8]
     for key, value in options.items():

@@ -43,6 +43,8 @@ from ovseg_d2.structures import (
     Vocabulary,
 )
 
+_COSINES = ("cosine", "mask_linear", "text_linear")
+
 
 @META_ARCH_REGISTRY.register()
 class MaskCLIPpp(ClipSegmentor):
@@ -123,7 +125,7 @@ class MaskCLIPpp(ClipSegmentor):
             "prior": options.PRIOR,
             "ignore_empty": options.IGNORE_EMPTY,
             # What is but a cosine in the end has no other temperature.
-            "use_logit_scale": options.USE_LOGIT_SCALE or options.SIMILARITY in ("cosine", "mask_linear", "text_linear"),
+            "use_logit_scale": options.USE_LOGIT_SCALE or options.SIMILARITY in _COSINES,
             "context": _context(cfg),
             "similarity_at_test": options.SIMILARITY_AT_TEST,
             "seed": max(cfg.SEED, 0),

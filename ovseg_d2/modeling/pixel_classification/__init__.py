@@ -1,0 +1,1 @@
+"""Classification of pixels: alignment with texts, cost volumes and what makes class maps of them."""
