@@ -6,13 +6,9 @@ from torch.nn import functional as F
 
 from ovseg_d2.modeling.layers.windows import from_windows, to_windows, window_mask
 from ovseg_d2.modeling.pixel_classification.class_rows import ClassRows, in_chunks
-from ovseg_d2.modeling.pixel_classification.cost_aggregation import (
-    ClassAggregation,
-    Fusion,
-    GuidedSwinBlock,
-    SpatialAggregation,
-)
+from ovseg_d2.modeling.pixel_classification.cost_aggregation import ClassAggregation, Fusion
 from ovseg_d2.modeling.pixel_classification.guided_attention import ClassAttention
+from ovseg_d2.modeling.pixel_classification.spatial_aggregation import GuidedSwinBlock, SpatialAggregation
 from tests.helpers import randomise
 
 DIM, GUIDANCE = 8, 6
