@@ -94,11 +94,14 @@ def in_chunks(function: Callable[..., Output], rows: ClassRows, *values: Tensor,
     it holds in between stays small: ``function(rows, *values)``, all values and all results (R, ...)."""
     if torch.is_grad_enabled() or len(rows) <= size:
         return function(rows, *values)
-    outputs = []
+    outputs: tuple[Tensor, ...] = ()
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         chunk = ClassRows(rows.image_ids[part], rows.entry_ids[part], rows.num_images, rows.num_entries)
-        outputs.append(function(chunk, *(value[part] for value in values)))
-    if isinstance(outputs[0], Tensor):
-        return torch.cat(outputs)
-    return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
+        result = function(chunk, *(value[part] for value in values))
+        results = (result,) if isinstance(result, Tensor) else result
+        if not outputs:
+            outputs = tuple(x.new_empty((len(rows), *x.shape[1:])) for x in results)
+        for whole, x in zip(outputs, results, strict=True):
+            whole[part] = x
+    return outputs[0] if isinstance(result, Tensor) else outputs

@@ -68,7 +68,7 @@ class CostEmbedding(nn.Module):
         self.fusion = None if fusion is None else Fusion(dim=dim, mode=fusion)
 
     def forward(
-        self, rows: ClassRows, global_similarity: Tensor, local_similarity: Tensor | None
+        self, rows: ClassRows, global_similarity: Tensor, local_similarity: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:

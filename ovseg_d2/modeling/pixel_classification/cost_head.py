@@ -10,7 +10,7 @@ import torch
 from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
-from ovseg_d2.modeling.pixel_classification.class_rows import ClassRows
+from ovseg_d2.modeling.pixel_classification.class_rows import ClassRows, in_chunks
 from ovseg_d2.modeling.pixel_classification.cost_aggregation import CostAggregation, CostEmbedding
 from ovseg_d2.modeling.pixel_classification.cost_decoder import CostDecoder, chosen_rows, head_logits
 from ovseg_d2.modeling.pixel_classification.pixel_text_alignment import GlobalLocalSimilarity
@@ -94,24 +94,28 @@ class CostHead(nn.Module):
             chosen_text = text.gather(1, class_ids[:, :, None, None].expand(-1, -1, *text.shape[2:]))
             local = self.similarity.local_similarity(dense, chosen_text)
         text = rows.of_entries(text)  # (R, P, D)
-        x, local = self.embedding(
-            rows, rows.of_entries(global_similarity.transpose(1, 2)), None if local is None else local.flatten(0, 1)
-        )
+        similarities = [rows.of_entries(global_similarity.transpose(1, 2))]
+        if local is not None:
+            similarities.append(local.flatten(0, 1))
         top_k = 0 if self.training else self.top_k
-        with_aux = self.aux_head is not None and (self.training or top_k > 0)
         aux = []
-        if with_aux:
-            logits = head_logits(self.aux_head, x)
+        if top_k:
+            # The features of survivors are computed again, so that those of all classes are never there together.
+            logits = in_chunks(self._scores, rows, *similarities, size=self.embedding.chunk_size)
             aux.append(rows.to_entries(logits))
-            if top_k:
-                chosen = chosen_rows(rows, logits, top_k)
-                rows, x, text = rows.select(chosen), x[chosen], text[chosen]
-                local = None if local is None else local[chosen]
+            chosen = chosen_rows(rows, logits, top_k)
+            rows, text, similarities = rows.select(chosen), text[chosen], [x[chosen] for x in similarities]
+        x, local = self.embedding(rows, *similarities)
+        if self.training and self.aux_head is not None:
+            aux.append(rows.to_entries(head_logits(self.aux_head, x)))
         x = self.aggregation(rows, x, dense, text)
-        rows, logits, later_aux = self.decoder(rows, x, local, features, with_aux=with_aux, top_k=top_k)
+        rows, logits, later_aux = self.decoder(rows, x, local, features, with_aux=bool(aux), top_k=top_k)
         return CostMaps(
             logits=rows.to_entries(logits), attended=attended, kept=rows.kept(), aux_logits=[*aux, *later_aux]
         )
+
+    def _scores(self, rows: ClassRows, *similarities: Tensor) -> Tensor:
+        return head_logits(self.aux_head, self.embedding(rows, *similarities)[0])
 
     def attending_classes(self, global_similarity: Tensor) -> Tensor:
         """(N, P, E, h, w) -> ids (N, T) of the classes that the aggregation takes, ascending."""
