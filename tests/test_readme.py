@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ovseg_d2.data.datasets.ovshapes_writer import WorldSettings, write_world
 from ovseg_d2.engine import default_argument_parser
 from ovseg_d2.engine.load_config import load_config
 
@@ -72,8 +73,7 @@ def test_python_block(tmp_path):
     (code,) = blocks("python")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
-    prepare = [sys.executable, str(ROOT / "datasets" / "prepare_ovshapes.py"), "--train", "1", "--val", "1"]
-    subprocess.run(prepare, check=True, env=environment, capture_output=True)
+    write_world(str(tmp_path / "datasets" / "ovshapes"), WorldSettings(train=1, val=1))
     save = """
 import torch
 from pathlib import Path

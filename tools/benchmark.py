@@ -348,25 +348,33 @@ SLOW = 10
 
 
 class PlantedScores(nn.Module):
-    """An auxiliary head that makes its convolution, and prefers the first rows, each at some pixels, to all others."""
+    """An auxiliary head that makes its convolution, and prefers the first classes, each at some pixels, to all others.
 
-    def __init__(self, conv: nn.Conv2d, planted: int) -> None:
+    Args:
+        conv: the learned head.
+        planted: how many classes are preferred.
+        total: how many there are in all its calls for an image, which may come in chunks; None: in one call.
+    """
+
+    def __init__(self, conv: nn.Conv2d, planted: int, total: int | None = None) -> None:
         super().__init__()
         self.conv = conv
         self.planted = planted
+        self.total = total
+        self.start = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores = -torch.arange(len(x), device=x.device).float().view(-1, 1, 1, 1)
-        scores = scores.expand_as(x[:, :1]).clone()
-        scores[: self.planted] = torch.rand_like(scores[: self.planted])
+        ids = self.start + torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)
+        self.start = 0 if self.total is None else (self.start + len(x)) % self.total
+        scores = torch.rand_like(x[:, :1]).where(ids < self.planted, -ids.float())
         return self.conv(x) * 0 + scores
 
 
 @contextmanager
-def planted_classes(head: CostHead, planted: int):
-    """Let the auxiliary heads prefer so many classes."""
+def planted_classes(head: CostHead, planted: int, total: int):
+    """Let the auxiliary heads prefer ``planted`` of ``total`` classes."""
     learned = head.aux_head, head.decoder.aux_heads
-    head.aux_head = PlantedScores(learned[0], planted)
+    head.aux_head = PlantedScores(learned[0], planted, total)
     head.decoder.aux_heads = nn.ModuleList(PlantedScores(conv, planted) for conv in learned[1])
     yield
     head.aux_head, head.decoder.aux_heads = learned
@@ -400,6 +408,7 @@ def cost_volume_figures(
     torch.manual_seed(0)
     device = torch.device(device_name)
     options = ["MODEL.DEVICE", device_name, "DATASETS.TRAIN", "()", "MODEL.OVSEG.CLIP.PRETRAINED", ""]
+    options += ["MODEL.OVSEG.TEST.SLIDING.SIZE", "0"]
     cfg = load_config(CONFIGS / "fga_seg" / "coco_stuff_ViTB16_fast.yaml", options)
     model = build_model(cfg).eval()
     head, dim, timings = model.cost_head, model.clip.embed_dim, {}
@@ -408,7 +417,8 @@ def cost_volume_figures(
         head.top_k = top_k
         kept: list[int] = []
         handle = head.decoder.head.register_forward_pre_hook(lambda _module, args: kept.append(len(args[0])))
-        with planted_classes(head, planted), torch.inference_mode():
+        attending = min(classes, head.max_classes or classes)
+        with planted_classes(head, planted, attending), torch.inference_mode():
             values, cpu, mebibytes = time_and_memory(function, repeats=repeats, device=device)
         handle.remove()
         timings[name] = values
@@ -454,7 +464,7 @@ def fgaseg(*, repeats: int, device: torch.device) -> Timings:
     How many classes survive the choice of the best k of each pixel depends on the image, so that is planted: 10 or 30
     classes score higher than all others everywhere, each best at some pixels, and the others' order is the same
     everywhere; or any class scores best at some pixels ("planted" equal to "classes"). MAX_CLASSES is 0, every class
-    attends. Last the whole model with texts given, one 384 x 384 image to its scores, also with MAX_CLASSES 256
+    attends. Last the whole model with texts given, one 384 x 384 image at once to its scores, also with MAX_CLASSES 256
     ("of 256"). MiB are the peak beyond the weights and the inputs.
     """
     # Tensors are given back at once, so that the peak is one of tensors that are there together (glibc).

@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -277,8 +278,9 @@ def load_pool(folder: Path, kind: str, count: int, size: int, workers: int) -> t
     if not all(file.exists() for file in files):
         images = np.zeros((count, size, size, 3), np.uint8)
         labels = np.full((count, MAX_NAMES), -1, np.int64)
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            drawn = pool.imap(partial(_draw, kind=kind, size=size), range(count), chunksize=64)
+        draw = partial(_draw, kind=kind, size=size)
+        with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
+            drawn = pool.imap(draw, range(count), chunksize=64) if pool else map(draw, range(count))
             for i, (image, classes) in enumerate(tqdm(drawn, total=count, desc=f"drawing ({kind})", mininterval=10)):
                 images[i], labels[i] = image, classes
         for file, array in zip(files, (images, labels), strict=True):

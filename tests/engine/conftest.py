@@ -1,7 +1,8 @@
-"""A world of square pictures, and commands on it in processes of their own."""
+"""A world of square pictures, and commands on it, in processes of their own or in this one."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ovseg_d2.data.datasets.coco_format import dataset_root
+from ovseg_d2.data.datasets.ovshapes import register_ovshapes
 from ovseg_d2.data.datasets.ovshapes_writer import WorldSettings, write_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,15 +57,47 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def world_here(world: Path) -> Iterator[Path]:
+    """The world is OVShapes in this process, too."""
+    _register_anew(str(world))
+    yield world
+    _register_anew(dataset_root())
+
+
+def _register_anew(root: str) -> None:
+    for name in [name for name in DatasetCatalog.list() if name.startswith("ovshapes_")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_ovshapes(root)
+
+
+def command_line(*flags: object, opts: dict[str, object]) -> list[str]:
+    """``flags`` on ``CONFIG``, ``EXACT`` and, over them, ``opts``."""
+    settings = [word for pair in (EXACT | opts).items() for word in pair]
+    return [str(word) for word in ("--config-file", ROOT / CONFIG, *flags, *settings)]
+
+
+@contextmanager
+def own_loggers() -> Iterator[None]:
+    """What a job's set-up does to the loggers of this process lasts as long as the context."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "ovseg_d2")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers[:], logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def start(world):
     """Run a program with ``CONFIG``, ``EXACT`` and, over them, ``opts`` on the world; returns the ended process."""
 
     def start(program: list[object], *flags: object, opts: dict[str, object]) -> subprocess.CompletedProcess:
         environment = os.environ | {"DETECTRON2_DATASETS": str(world), "OMP_NUM_THREADS": "1"}
-        settings = [word for pair in (EXACT | opts).items() for word in pair]
-        command = [sys.executable, *program, "--config-file", CONFIG, *flags, *settings]
-        command = [str(word) for word in command]
+        command = [sys.executable, *map(str, program), *command_line(*flags, opts=opts)]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
     return start

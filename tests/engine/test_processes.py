@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from tests.engine.conftest import corrupt
+from ovseg_d2.engine import default_argument_parser, launch
+from tests.engine import recorded_run
+from tests.engine.conftest import command_line, corrupt, own_loggers
 
 RUN = "tests/engine/recorded_run.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, RUN]
@@ -51,11 +53,16 @@ def assert_equal_runs(folder, reference):
         assert panoptic_classes(folder, dataset) == panoptic_classes(reference, dataset)
 
 
+def run_here(*flags, opts):
+    """``RUN`` in this process, which has paid for the imports."""
+    with own_loggers():
+        launch(recorded_run.main, default_argument_parser().parse_args(command_line(*flags, opts=opts)))
+
+
 @pytest.fixture(scope="module")
-def one_process(start, tmp_path_factory):
+def one_process(world_here, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    done = start([RUN], opts=DATASETS | {"OUTPUT_DIR": folder})
-    assert done.returncode == 0, done.stderr
+    run_here(opts=DATASETS | {"OUTPUT_DIR": folder})
     return folder
 
 
@@ -75,8 +82,7 @@ def test_a_run_killed_in_a_save_and_resumed_equals_an_uninterrupted_one(start, o
     assert killed.returncode == -9, killed.stderr
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
     assert (tmp_path / ".model_0000001.pth.tmp").stat().st_size > 1000
-    done = start([RUN], "--resume", opts=opts)
-    assert done.returncode == 0, done.stderr
+    run_here("--resume", opts=opts)
     assert "Going on at iteration 1 of 2" in (tmp_path / "log.txt").read_text()
     assert not list(tmp_path.glob(".*"))
     assert_equal_runs(tmp_path, one_process)

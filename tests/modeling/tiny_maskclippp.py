@@ -31,7 +31,7 @@ def maskclippp_cfg(clip: str = "OVShapes-ViT", generator: str = "PrecomputedProp
 
 def convnext_json(folder: Path) -> str:
     """The path of a configuration of timm's smallest ConvNeXt, with the tokenizer of the tiny CLIPs."""
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    text = {"context_length": 77, "vocab_size": 0, "width": 32, "heads": 2, "layers": 1}
     vision = {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": 64}
     path = folder / "tiny_convnext.json"
     path.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}))
