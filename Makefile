@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ovseg_d2_installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart compare test lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ setup: $(STAMP) ## make the environment (the other commands do it by themselves)
 
 quickstart: setup ## a small world: train FC-CLIP on seen classes, test on all, draw
 	$(BIN)/python tools/quickstart.py
+
+compare: setup ## every method on OVShapes: run what has no results yet, write docs/ovshapes.md (ARGS='--render': write only)
+	$(BIN)/python tools/compare.py $(ARGS)
 
 test: lint ## check style and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile

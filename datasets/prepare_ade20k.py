@@ -10,6 +10,9 @@ Written beside them:
   ade20k_instance_{train,val}.json                                        COCO instances (RLE) of the 100 things
   ade20k_panoptic_{train,val}.json, ade20k_panoptic_{train,val}/*.png     COCO panoptic
 
+An interrupted run can be continued: what is known of finished images is kept in ade20k_panoptic_{train,val}.partial
+until the JSON files are written.
+
 examples:
   python datasets/prepare_ade20k.py                       everything
   python datasets/prepare_ade20k.py --only semantic       without the instance labels
@@ -20,19 +23,26 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import multiprocessing
 import os
+import shutil
 import sys
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from PIL import Image
-from tqdm import tqdm
 
 from ovseg_d2.data.augmentation import encode_rgb_ids
 from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.class_tables import class_table
+from ovseg_d2.data.datasets.conversion import (
+    get_parser,
+    renumber,
+    require_folder,
+    run_jobs,
+    save_image,
+    save_json,
+    verify_labels,
+)
 from ovseg_d2.data.image_io import check_size, read_image
 
 SPLITS = {"train": "training", "val": "validation"}
@@ -41,17 +51,11 @@ CATEGORIES = class_table("ade20k_150")
 THING_CLASSES = [category["id"] for category in CATEGORIES if category["isthing"]]
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = get_parser(__doc__)
     parser.add_argument("--splits", nargs="+", choices=tuple(SPLITS), default=tuple(SPLITS))
     parser.add_argument("--only", choices=("semantic",), help="without instance and panoptic annotations")
-    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 16), help="processes (%(default)s)")
-    return parser
-
-
-def semantic_labels(labels: np.ndarray) -> np.ndarray:
-    """Classes 1..150 with 0 for unlabelled (H, W) uint8 -> 0..149 with 255 for unlabelled."""
-    return labels - np.uint8(1)  # 0 wraps around to 255
+    return parser.parse_args(argv)
 
 
 def panoptic_segments(semantic: np.ndarray, instance: np.ndarray) -> tuple[np.ndarray, list[dict], list[np.ndarray]]:
@@ -93,25 +97,44 @@ def panoptic_segments(semantic: np.ndarray, instance: np.ndarray) -> tuple[np.nd
     return ids, segments, masks
 
 
-def convert(stem: str, *, base: str, split: str, only_semantic: bool) -> dict[str, Any]:
-    """Write the label files of one image; returns its entries of the JSON files."""
-    folder = SPLITS[split]
-    labels = read_image(os.path.join(base, "annotations", folder, stem + ".png"))
-    semantic = semantic_labels(labels)
-    Image.fromarray(semantic).save(os.path.join(base, "annotations_detectron2", folder, stem + ".png"))
-    if only_semantic:
-        return {}
+def convert_semantic(stem: str, *, base: str, folder: str, force: bool) -> None:
+    """Write the semantic label image of one picture."""
+    target = os.path.join(base, "annotations_detectron2", folder, stem + ".png")
+    if force or not os.path.exists(target):
+        path = os.path.join(base, "annotations", folder, stem + ".png")
+        labels = read_image(path)
+        if labels.ndim != 2:
+            raise ValueError(f"{path} has shape {labels.shape}, expected one channel")
+        save_image(target, renumber(labels, range(1, 151), ignore=[0], ignore_label=255, path=path))
 
+
+def convert_panoptic(stem: str, *, base: str, split: str) -> None:
+    """Write the panoptic label image of one picture, and its entries of the JSON files into the folder of unfinished
+    work. These come last, so that they mark a finished picture."""
+    entries = os.path.join(unfinished(base, split), stem + ".json")
+    if not os.path.exists(entries):
+        ids, content = panoptic_entries(stem, base=base, split=split)
+        save_image(os.path.join(base, f"ade20k_panoptic_{split}", stem + ".png"), encode_rgb_ids(ids))
+        save_json(entries, content)
+
+
+def unfinished(base: str, split: str) -> str:
+    return os.path.join(base, f"ade20k_panoptic_{split}.partial")
+
+
+def panoptic_entries(stem: str, *, base: str, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Segment ids (H, W) of one picture, and its entries of the JSON files."""
+    folder = SPLITS[split]
+    semantic = read_image(os.path.join(base, "annotations_detectron2", folder, stem + ".png"))
     path = os.path.join(base, "annotations_instance", folder, stem + ".png")
     instance = read_image(path)
     check_size(path, instance.shape[:2], semantic.shape, "the semantic labels")
     if instance.ndim != 3 or instance[..., 0].max() > len(THING_CLASSES):
         raise ValueError(f"{path}: expected an RGB image with things 0..{len(THING_CLASSES)} in the first channel")
     ids, segments, masks = panoptic_segments(semantic, instance)
-    Image.fromarray(encode_rgb_ids(ids)).save(os.path.join(base, f"ade20k_panoptic_{split}", stem + ".png"))
     encoded = [mask_util.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
     things = segments[len(segments) - len(masks) :]
-    return {
+    return ids, {
         "image": {"id": stem, "file_name": stem + ".jpg", "height": ids.shape[0], "width": ids.shape[1]},
         "panoptic": {"image_id": stem, "file_name": stem + ".png", "segments_info": segments},
         "instances": [
@@ -133,12 +156,6 @@ def convert(stem: str, *, base: str, split: str, only_semantic: bool) -> dict[st
     }
 
 
-def write_json(path: str, content: dict) -> None:
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(path + ".tmp", path)
-
-
 def write_annotations(base: str, split: str, results: list[dict[str, Any]]) -> None:
     pixels, same = np.sum([result["agreement"] for result in results], axis=0)
     if same < 0.5 * pixels:
@@ -148,7 +165,7 @@ def write_annotations(base: str, split: str, results: list[dict[str, Any]]) -> N
         )
     images = [result["image"] for result in results]
     instances = [instance for result in results for instance in result["instances"]]
-    write_json(
+    save_json(
         os.path.join(base, f"ade20k_instance_{split}.json"),
         {
             "images": images,
@@ -156,31 +173,56 @@ def write_annotations(base: str, split: str, results: list[dict[str, Any]]) -> N
             "categories": [{"id": c["id"], "name": c["name"]} for c in CATEGORIES if c["isthing"]],
         },
     )
-    write_json(
+    save_json(
         os.path.join(base, f"ade20k_panoptic_{split}.json"),
         {"images": images, "annotations": [result["panoptic"] for result in results], "categories": CATEGORIES},
     )
 
 
+def prepare_panoptic(base: str, split: str, stems: list[str], *, workers: int, force: bool) -> None:
+    jsons = [os.path.join(base, f"ade20k_{kind}_{split}.json") for kind in ("instance", "panoptic")]
+    output, partial = os.path.join(base, f"ade20k_panoptic_{split}"), unfinished(base, split)
+    os.makedirs(output, exist_ok=True)
+    is_complete = all(map(os.path.isfile, jsons)) and {stem + ".png" for stem in stems} <= set(os.listdir(output))
+    if is_complete and not force:
+        return
+    if force:
+        shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial, exist_ok=True)
+    job = functools.partial(convert_panoptic, base=base, split=split)
+    run_jobs(job, stems, workers=workers, description=f"{split}, panoptic")
+    results = []
+    for stem in stems:
+        with open(os.path.join(partial, stem + ".json"), encoding="utf-8") as file:
+            results.append(json.load(file))
+    write_annotations(base, split, results)
+    shutil.rmtree(partial)
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = get_parser().parse_args(argv)
+    args = get_arguments(argv)
     base = os.path.join(dataset_root(), "ADEChallengeData2016")
     only_semantic = args.only == "semantic"
     for split in args.splits:
         folder = SPLITS[split]
         for kind in ("images", "annotations") if only_semantic else ("images", "annotations", "annotations_instance"):
-            if not os.path.isdir(os.path.join(base, kind, folder)):
-                raise FileNotFoundError(f"folder {os.path.join(base, kind, folder)} does not exist (see --help)")
-        os.makedirs(os.path.join(base, "annotations_detectron2", folder), exist_ok=True)
+            require_folder(os.path.join(base, kind, folder))
+        output = os.path.join(base, "annotations_detectron2", folder)
+        os.makedirs(output, exist_ok=True)
+        files = sorted(file for file in os.listdir(os.path.join(base, "annotations", folder)) if file.endswith(".png"))
+        stems = [os.path.splitext(file)[0] for file in files]
+        job = functools.partial(convert_semantic, base=base, folder=folder, force=args.force)
+        run_jobs(job, stems, workers=args.workers, description=split)
+        verify_labels(
+            output,
+            files,
+            num_classes=len(CATEGORIES),
+            ignore_label=255,
+            workers=args.workers,
+            image_root=os.path.join(base, "images", folder),
+        )
         if not only_semantic:
-            os.makedirs(os.path.join(base, f"ade20k_panoptic_{split}"), exist_ok=True)
-        files = sorted(os.listdir(os.path.join(base, "annotations", folder)))
-        stems = [os.path.splitext(file)[0] for file in files if file.endswith(".png")]
-        job = functools.partial(convert, base=base, split=split, only_semantic=only_semantic)
-        with multiprocessing.Pool(args.workers) as pool:
-            results = list(tqdm(pool.imap(job, stems, chunksize=8), total=len(stems), desc=split, unit="image"))
-        if not only_semantic:
-            write_annotations(base, split, results)
+            prepare_panoptic(base, split, stems, workers=args.workers, force=args.force)
     print(f"ADE20K is ready in {base}")
     return 0
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.class_tables import class_table
-from ovseg_d2.data.datasets.conversion import get_parser, require_folder, run_jobs, save_image
+from ovseg_d2.data.datasets.conversion import get_parser, require_folder, run_jobs, save_image, verify_labels
 from ovseg_d2.data.image_io import check_size, read_image
 
 SPLITS = ("training", "validation")
@@ -86,6 +86,14 @@ def main(argv: list[str] | None = None) -> int:
             raise FileNotFoundError(f"{source} has no ADE_*.jpg below it (see --help)")
         job = functools.partial(convert, base=base, split=split, force=args.force)
         run_jobs(job, paths, workers=args.workers, description=split)
+        verify_labels(
+            os.path.join(base, "annotations_detectron2", split),
+            [os.path.splitext(os.path.basename(path))[0] + ".tif" for path in paths],
+            num_classes=847,
+            ignore_label=IGNORE_LABEL,
+            workers=args.workers,
+            image_root=os.path.join(base, "images_detectron2", split),
+        )
         print(f"{len(paths)} images in {os.path.join(base, 'images_detectron2', split)}")
     return 0
 

@@ -18,31 +18,27 @@ from __future__ import annotations
 
 import argparse
 import functools
-import multiprocessing
 import os
 import sys
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.coco_format import metadata_from_categories, read_json
+from ovseg_d2.data.datasets.conversion import get_parser, run_jobs, save_image, verify_labels
 from ovseg_d2.data.image_io import read_image
 from ovseg_d2.data.label_map import LabelMap
 
 IGNORE_LABEL = 255
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = get_parser(__doc__)
     parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=("train", "val"), help="of COCO 2017")
     parser.add_argument("--panoptic-json", help="annotation file of other data in this format")
     parser.add_argument("--panoptic-root", help="its folder of PNG files")
     parser.add_argument("--output", help="folder for its label images")
-    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 16), help="processes (%(default)s)")
-    parser.add_argument("--force", action="store_true", help="write files again that exist already")
-    return parser
+    return parser.parse_args(argv)
 
 
 def semantic_labels(panoptic: np.ndarray, segments: list[dict], contiguous_ids: dict[int, int]) -> np.ndarray:
@@ -51,16 +47,16 @@ def semantic_labels(panoptic: np.ndarray, segments: list[dict], contiguous_ids: 
     return LabelMap.from_panoptic(panoptic, segments).sem_seg(IGNORE_LABEL).numpy().astype(np.uint8)
 
 
+def label_file(annotation: dict) -> str:
+    return os.path.splitext(annotation["file_name"])[0] + ".png"
+
+
 def convert(annotation: dict, *, source: str, output: str, contiguous_ids: dict[int, int], force: bool) -> None:
-    """Write the label image of one annotation; a kill in the middle leaves no half file behind."""
-    path = os.path.join(output, os.path.splitext(annotation["file_name"])[0] + ".png")
-    if os.path.exists(path) and not force:
-        return
-    panoptic = read_image(os.path.join(source, annotation["file_name"]))
-    labels = semantic_labels(panoptic, annotation["segments_info"], contiguous_ids)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    Image.fromarray(labels).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    """Write the label image of one annotation."""
+    path = os.path.join(output, label_file(annotation))
+    if force or not os.path.exists(path):
+        panoptic = read_image(os.path.join(source, annotation["file_name"]))
+        save_image(path, semantic_labels(panoptic, annotation["segments_info"], contiguous_ids))
 
 
 def convert_all(panoptic_json: str, panoptic_root: str, output: str, *, workers: int, force: bool) -> None:
@@ -75,15 +71,14 @@ def convert_all(panoptic_json: str, panoptic_root: str, output: str, *, workers:
     os.makedirs(output, exist_ok=True)
     job = functools.partial(convert, source=panoptic_root, output=output, contiguous_ids=contiguous_ids, force=force)
     annotations = content["annotations"]
-    with multiprocessing.Pool(workers) as pool:
-        results = pool.imap_unordered(job, annotations, chunksize=16)
-        for _ in tqdm(results, total=len(annotations), desc=os.path.basename(output), unit="image"):
-            pass
+    run_jobs(job, annotations, workers=workers, description=os.path.basename(output))
+    files = [label_file(annotation) for annotation in annotations]
+    verify_labels(output, files, num_classes=len(contiguous_ids), ignore_label=IGNORE_LABEL, workers=workers)
     print(f"{len(annotations)} label images in {output}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = get_parser().parse_args(argv)
+    args = get_arguments(argv)
     own = (args.panoptic_json, args.panoptic_root, args.output)
     if any(own):
         if not all(own):

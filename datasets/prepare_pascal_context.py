@@ -24,29 +24,22 @@ import functools
 import os
 import sys
 
-import numpy as np
-import scipy.io
-
 from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.class_tables import class_table
-from ovseg_d2.data.datasets.conversion import get_parser, read_names, renumber, require_folder, run_jobs, save_image
+from ovseg_d2.data.datasets.conversion import (
+    get_parser,
+    read_mat,
+    read_names,
+    renumber,
+    require_folder,
+    run_jobs,
+    save_image,
+    verify_labels,
+)
 
 LABELS_59 = [row["id"] for row in class_table("pascal_context_59")]
 LABELS_459 = [row["id"] for row in class_table("pascal_context_459")]
 OTHERS = sorted({0, *LABELS_459} - set(LABELS_59))
-
-
-def read_label_map(path: str) -> np.ndarray:
-    """The LabelMap (H, W) of a .mat file."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} does not exist (see --help)")
-    try:
-        content = scipy.io.loadmat(path)
-    except (ValueError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if "LabelMap" not in content or content["LabelMap"].ndim != 2:
-        raise ValueError(f"{path} has no LabelMap (H, W)")
-    return content["LabelMap"].astype(np.int64)
 
 
 def convert(stem: str, *, source: str, outputs: tuple[str, str], force: bool) -> None:
@@ -54,7 +47,7 @@ def convert(stem: str, *, source: str, outputs: tuple[str, str], force: bool) ->
     targets = os.path.join(outputs[0], stem + ".png"), os.path.join(outputs[1], stem + ".tif")
     if force or not all(map(os.path.exists, targets)):
         path = os.path.join(source, stem + ".mat")
-        labels = read_label_map(path)
+        labels = read_mat(path, "LabelMap")
         save_image(targets[0], renumber(labels, LABELS_59, ignore=OTHERS, ignore_label=255, path=path))
         save_image(targets[1], renumber(labels, LABELS_459, ignore=[0], ignore_label=65535, path=path))
 
@@ -74,6 +67,17 @@ def main(argv: list[str] | None = None) -> int:
             os.makedirs(folder, exist_ok=True)
         job = functools.partial(convert, source=source, outputs=outputs, force=args.force)
         run_jobs(job, names, workers=args.workers, description=split)
+        for folder, suffix, num_classes, ignore_label in zip(
+            outputs, (".png", ".tif"), (59, 459), (255, 65535), strict=True
+        ):
+            verify_labels(
+                folder,
+                [name + suffix for name in names],
+                num_classes=num_classes,
+                ignore_label=ignore_label,
+                workers=args.workers,
+                image_root=os.path.join(base, "JPEGImages"),
+            )
         print(f"{len(names)} label images in each of {outputs[0]} and {outputs[1]}")
     return 0
 

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 import ovseg_d2.data  # noqa: F401  registers the datasets whose metadata names the classes
 import ovseg_d2.modeling  # noqa: F401  registers the models
 from ovseg_d2.data.augmentation import build_test_augmentations
-from ovseg_d2.data.check import CLOSED_VOCABULARY
+from ovseg_d2.data.check import has_closed_vocabulary
 from ovseg_d2.data.vocabulary import load_vocabulary, vocabulary_from_metadata, vocabulary_from_names
 from ovseg_d2.engine import load_parts
 from ovseg_d2.engine.load_config import load_config
@@ -57,9 +57,7 @@ class OpenVocabPredictor:
         self._input_format = cfg.INPUT.FORMAT
         self._augmentations = build_test_augmentations(cfg)
         # Classes that a closed vocabulary may only rename.
-        self._num_fixed_classes = (
-            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if cfg.MODEL.META_ARCHITECTURE in CLOSED_VOCABULARY else None
-        )
+        self._num_fixed_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if has_closed_vocabulary(cfg) else None
         self._architecture = cfg.MODEL.META_ARCHITECTURE
         if vocabulary is None:
             metadata = _dataset_metadata(cfg)

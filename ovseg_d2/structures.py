@@ -94,7 +94,7 @@ class ClipFeatures:
     """What a CLIP image encoder gives for N images.
 
     Attributes:
-        image_embeds: (N, D) global embeddings, not normalised; None if the encoder was asked for masks only.
+        image_embeds: (N, D) global embeddings, not normalised; None if the encoder was not asked for them.
         dense: (N, D, h, w) embeddings of the positions, not normalised; None if the encoder was not asked for them.
         layers: intermediate maps (N, C, h', w') by name: ``res2``..``res5`` (ResNet, ConvNeXt; also ``stem``) or
             ``block0``, ``block1``, ... (ViT, patches only).

@@ -73,6 +73,21 @@ class ResultDrawer:
             raise ValueError(f"task {task!r} is unknown, allowed are {', '.join(TASKS)}")
         return _draw_segments(image, segments, scale)
 
+    def draw_masks(
+        self, image: np.ndarray, class_ids: torch.Tensor, masks: torch.Tensor, *, scale: int = 1
+    ) -> np.ndarray:
+        """Draws masks (M, H, W) bool, which may overlap, in the colours and with the names of their classes (M,).
+
+        Args:
+            image, scale: see :meth:`draw`.
+        """
+        classes = class_ids.tolist()
+        segments = [
+            (mask, color, self.class_names[k])
+            for mask, color, k in zip(masks.cpu().numpy(), self._shades(classes), classes, strict=True)
+        ]
+        return _draw_segments(image, segments, scale)
+
     def _semantic_segments(self, sem_seg: torch.Tensor) -> Iterable[Segment]:
         """Segments of class scores (K, H, W) or class indices (H, W); indices outside the classes are not drawn."""
         labels = (sem_seg.argmax(dim=0) if sem_seg.ndim == 3 else sem_seg).cpu().numpy()

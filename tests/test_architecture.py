@@ -21,7 +21,7 @@ LAYERS = (
     ("modeling.losses", "modeling.inference"),
     ("modeling.meta_arch", "modeling"),
     ("checkpoint", "evaluation", "engine"),
-    ("visualization", "predictor"),
+    ("visualization", "predictor", "inspection"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 TEST_MODULES = ("tests", "conftest", "helpers")
@@ -138,8 +138,11 @@ def test_habits():
 
 
 def test_config_stands_alone():
-    imports = [target for _, target in imported_names(PACKAGE / "config.py", "config", PACKAGE)]
-    assert not [target for target in imports if target.startswith(PACKAGE.name)]
+    inside = f"{PACKAGE.name}.config"
+    names = {name: path for name, path in modules(PACKAGE).items() if name.partition(".")[0] == "config"}
+    imports = [target for name, path in names.items() for _, target in imported_names(path, name, PACKAGE)]
+    assert inside in {target.rpartition(".")[0].rpartition(".")[0] for target in imports}
+    assert not [target for target in imports if target.startswith(PACKAGE.name) and not target.startswith(inside)]
 
 
 # ---- the checks themselves

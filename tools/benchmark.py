@@ -7,6 +7,7 @@
     python tools/benchmark.py --only maft          # 100 proposals: IP-CLIP against crops, and the memory of masks
     python tools/benchmark.py --only mta_clip      # training steps of MTA-CLIP RN50 beside Mask2Former's, at 512 x 512
     python tools/benchmark.py --only fgaseg        # FGA-seg's cost volume: time and memory against classes and top-k
+    python tools/benchmark.py --only lcsa          # LDVC's local-consensus attention against attention of all pixels
 
 Weights are random, float32 where nothing else is said, batch 1. Figures are the minimum and the median of --repeats
 runs after one warm-up; compared forms take turns, so that whatever else the machine does falls on all of them.
@@ -15,6 +16,7 @@ runs after one warm-up; compared forms take turns, so that whatever else the mac
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -48,6 +50,7 @@ from ovseg_d2.modeling.layers.ms_deform_attn import deformable_sampling, deforma
 from ovseg_d2.modeling.mask_classification.crops import CropEncoder
 from ovseg_d2.modeling.mask_classification.mask_encoder import MaskEncoder
 from ovseg_d2.modeling.pixel_classification.cost_head import CostHead
+from ovseg_d2.modeling.pixel_classification.routing_attention import LocalConsensusAttention
 from ovseg_d2.modeling.proposals.pixel_decoder import pixel_centres
 from ovseg_d2.modeling.text_classifier import TextClassifier
 from ovseg_d2.structures import ClipFeatures, ImageBatch, MaskProposals, TextClasses, Vocabulary
@@ -343,8 +346,8 @@ def mta_clip(*, repeats: int, device: torch.device, segments: int = 16, few: int
     return timings
 
 
-#: Seconds after which a timing of FGA-seg is not repeated.
-SLOW = 10
+#: Seconds after which a timing of FGA-seg is not repeated: the largest vocabulary is timed once.
+SLOW = 2
 
 
 class PlantedScores(nn.Module):
@@ -389,6 +392,7 @@ def time_and_memory(
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) / 2**20
     else:
+        ctypes.CDLL(None).malloc_trim(0)  # what lies in the heap unused is no part of it (glibc)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
         before = resident("VmRSS")
     timings, cpu_start = [], time.process_time()
@@ -441,7 +445,7 @@ def cost_volume_figures(
         head.max_classes = 0
         with torch.inference_mode():
             head(dense, text[:, :4], features)  # warms up
-        for planted, k in [*cases, (classes, 1), (classes, 0)]:
+        for planted, k in [*cases, (classes, 16), (classes, 0)]:
             name = f"cost volume, {classes} classes, {planted} planted, k {k or 'all'}"
             measure(name, lambda x=(dense, text, features): head(*x), classes, planted, k)
     if not whole:
@@ -463,14 +467,83 @@ def fgaseg(*, repeats: int, device: torch.device) -> Timings:
 
     How many classes survive the choice of the best k of each pixel depends on the image, so that is planted: 10 or 30
     classes score higher than all others everywhere, each best at some pixels, and the others' order is the same
-    everywhere; or any class scores best at some pixels ("planted" equal to "classes"). MAX_CLASSES is 0, every class
-    attends. Last the whole model with texts given, one 384 x 384 image at once to its scores, also with MAX_CLASSES 256
-    ("of 256"). MiB are the peak beyond the weights and the inputs.
+    everywhere; or each class is among the best 16 of some pixel ("planted" equal to "classes"), so that all survive,
+    as with k "all", which rules none out. MAX_CLASSES is 0, every class attends. Last the whole model with texts given,
+    one 384 x 384 image at once to its scores, also with MAX_CLASSES 256 ("of 256"). MiB are the peak beyond the weights
+    and the inputs.
     """
     # Tensors are given back at once, so that the peak is one of tensors that are there together (glibc).
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**25)
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(cost_volume_figures, repeats, str(device), torch.get_num_threads()).result()
+
+
+def materialised(module: LocalConsensusAttention, x: torch.Tensor) -> torch.Tensor:
+    """The module's attention of all pixels, with all its weights in memory: (N, h, w, C) -> (N, h, w, C)."""
+    q, k, v = module.qkv(x).flatten(1, 2).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    weights = (module.scale * q @ k.mT).softmax(dim=-1)
+    return module.out((weights @ v).transpose(1, 2).flatten(-2)).view_as(x)
+
+
+def lcsa_figures(repeats: int, device_name: str, threads: int, side: int, forms: Sequence[str]) -> Timings:
+    """Print and return what :func:`lcsa` says for maps of one side; for a process of its own."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    device = torch.device(device_name)
+    module = LocalConsensusAttention(dim=512).to(device)
+    # Neighbours alike, as in features of images, so that windows differ.
+    x = F.interpolate(torch.randn(1, 512, side // 8, side // 8, device=device), size=(side, side), mode="bilinear")
+    x = F.layer_norm(x.permute(0, 2, 3, 1) + 0.5 * torch.randn(1, side, side, 512, device=device), (512,))
+
+    def attend(form: str) -> torch.Tensor:
+        if form == "all pixels, materialised":
+            return materialised(module, x)
+        module.top_k, module.form = (0, "auto") if form == "all pixels" else (16, form)
+        return module(x)
+
+    def forward(form: str) -> Callable[[], object]:
+        def run() -> None:
+            with torch.inference_mode():
+                attend(form)
+
+        return run
+
+    def step(form: str) -> Callable[[], object]:
+        return lambda: attend(form).square().mean().backward()
+
+    timings: Timings = {}
+    print(f"\n{side} x {side}{'':<28}{'median ms':>12}{'MiB':>9}{'step, ms':>12}{'MiB':>9}")
+    with torch.inference_mode():
+        module(x)  # warms up
+    memory = {f: [time_and_memory(kind(f), repeats=1, device=device)[2] for kind in (forward, step)] for f in forms}
+    for kind, name in ((forward, "forward"), (step, "step")):
+        functions = {f"{form}, {side} x {side}, {name}": kind(form) for form in forms}
+        timings |= in_turns(functions, repeats=repeats, device=device)
+    for form, mebibytes in memory.items():
+        medians = [statistics.median(timings[f"{form}, {side} x {side}, {name}"]) for name in ("forward", "step")]
+        figures = "".join(f"{t:>12.1f}{m:>9.0f}" for t, m in zip(medians, mebibytes, strict=True))
+        print(f"{form:<35}{figures}", flush=True)
+    return timings
+
+
+LCSA_FORMS = ("gather", "dense", "all pixels", "all pixels, materialised")
+
+
+def lcsa(
+    *, repeats: int, device: torch.device, sides: Sequence[int] = (32, 64), forms: Sequence[str] = LCSA_FORMS
+) -> Timings:
+    """LDVC's local-consensus attention on a map of 512 channels, 8 heads, the best 16 windows of 4 x 4: keys and values
+    gathered, or attention of all pixels masked; beside it attention of all pixels, fused and with all its weights in
+    memory. Forward, and a step of forward and backward; MiB are the peak beyond the weights and the input.
+    """
+    # Tensors are given back at once, so that the peak is one of tensors that are there together (glibc).
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    timings: Timings = {}
+    for side in sides:
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+            figures = pool.submit(lcsa_figures, repeats, str(device), torch.get_num_threads(), side, forms)
+            timings |= figures.result()
+    return timings
 
 
 BENCHMARKS = {
@@ -480,6 +553,7 @@ BENCHMARKS = {
     "maft": maft,
     "mta_clip": mta_clip,
     "fgaseg": fgaseg,
+    "lcsa": lcsa,
 }
 
 

@@ -55,6 +55,7 @@ from ovseg_d2.evaluation.mask_recall import MaskRecall
 from ovseg_d2.evaluation.panoptic_png import read_panoptic_png
 from ovseg_d2.evaluation.results import results_table, write_json
 from ovseg_d2.modeling.inference.mask_inference import crop_and_resize
+from ovseg_d2.modeling.meta_arch.mta_clip import MTACLIP
 from ovseg_d2.modeling.meta_arch.open_vocabulary import ClipSegmentor
 from ovseg_d2.modeling.text_classifier import averaged
 from ovseg_d2.structures import MaskProposals, Vocabulary
@@ -78,6 +79,8 @@ def masks_of(model: nn.Module, x: Record, vocabulary: Vocabulary) -> tuple[Tenso
         # Scores of a text head depend on the classes, masks do not.
         text = averaged(model.text(vocabulary))
         proposals: MaskProposals = model.propose(model.proposals, images, text, vocabulary)
+    elif isinstance(model, MTACLIP):
+        proposals, _ = model.propose(images, vocabulary)  # the classes' texts are among the queries
     else:
         proposals = model.proposals(images)
     logits = F.interpolate(

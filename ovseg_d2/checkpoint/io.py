@@ -26,15 +26,17 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 PICKLE_SUFFIXES = (".pkl", ".pickle")
 # Where the tensors lie in the files of common training codes.
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
+# The number at the start of torch's files from before they were zip archives, as a pickle has it.
+_OLD_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> dict[str, Any]:
     """Read a checkpoint file into ``{"model": state dict, ...}``; never runs code that the file names.
 
     Args:
-        path: ``.pth``/``.pt``/``.bin``/``.ckpt`` (read with ``weights_only``), ``.safetensors``, or a ``.pkl`` of numpy
-            arrays (detectron2's model zoo).
-        allow_pickle: ``.pkl`` files are refused without it.
+        path: a file of ``torch.save`` (read with ``weights_only``), of safetensors, or a pickle of numpy arrays
+            (detectron2's model zoo). The content tells which; where it does not, the suffix.
+        allow_pickle: pickles are refused without it.
 
     Returns:
         ``"model"``: tensors on the CPU by name, unwrapped from ``{"model": ...}`` or ``{"state_dict": ...}``; beside it
@@ -47,7 +49,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, allow_pickle: bool = False)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    suffix = path.suffix.lower()
+    suffix = _suffix_of_content(path) or path.suffix.lower()
     if suffix in TORCH_SUFFIXES:
         content = _read_torch(path)
     elif suffix == ".safetensors":
@@ -135,10 +137,22 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # ---- reading
 
 
+def _suffix_of_content(path: Path) -> str:
+    """The suffix that a file should have by its first bytes; "" if they say nothing."""
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if head.startswith(b"PK\x03\x04") or _OLD_TORCH in head:
+        return ".pth"
+    if head[8:9] == b"{":  # behind the length of the header
+        return ".safetensors"
+    return ".pkl" if head.startswith(b"\x80") else ""
+
+
 def _read_torch(path: Path) -> Any:
     try:
-        with _only_harmless_globals():
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # Given a path, torch goes by its suffix.
+        with _only_harmless_globals(), open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noise in place of a pickle fails in all kinds of ways
         raise ValueError(_why_unreadable(path, error)) from error
 
@@ -164,7 +178,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path, allow_pickle: bool) -> Any:
     if not allow_pickle:
         raise ValueError(
-            f"checkpoint {path} refused: a {path.suffix} file is a Python pickle, a program that runs while it is "
+            f"checkpoint {path} refused: it is a Python pickle, a program that runs while it is "
             "read; for one whose origin you trust set CHECKPOINT.ALLOW_PICKLE True"
         )
     try:

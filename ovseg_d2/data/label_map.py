@@ -11,6 +11,7 @@ import torch
 from fvcore.transforms.transform import TransformList
 
 from ovseg_d2.data.augmentation import decode_rgb_ids, transform_labels
+from ovseg_d2.data.label_files import describe_labels
 
 Array = np.ndarray
 
@@ -59,7 +60,7 @@ class LabelMap:
         unknown = ~valid if ignore_label is None else ~valid & (labels != ignore_label)
         if unknown.any():
             raise ValueError(
-                f"label {int(labels[unknown].max())}, expected 0..{num_labels - 1} or the ignore label {ignore_label}"
+                f"{describe_labels(labels[unknown])}, expected 0..{num_labels - 1} or the ignore label {ignore_label}"
             )
         if ignore_label is not None:
             valid &= labels != ignore_label
@@ -104,8 +105,8 @@ def class_of_label(metadata: Any) -> Array | None:
     """The class in [0, K) of every label of a dataset's semantic files, -1 for labels without one; (labels,) int64.
 
     None where labels are the classes themselves. A zero-shot view of a dataset reads the files of all its classes, and
-    its metadata says in ``semantic_label_ids`` which label each of its own K classes has among them, and in
-    ``semantic_num_labels`` how many labels there are.
+    its metadata says in ``semantic_label_ids`` which label each of its own K classes has among them (or the first of
+    them, if others have none), and in ``semantic_num_labels`` how many labels there are.
     """
     label_ids = getattr(metadata, "semantic_label_ids", None)
     if label_ids is None:

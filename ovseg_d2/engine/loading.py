@@ -12,8 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from ovseg_d2.checkpoint.catalogue import CatalogueError
 from ovseg_d2.checkpoint.contents import require_clip, require_generator, require_tuned_clip
-from ovseg_d2.checkpoint.convert import clip_part, convert_state_dict
+from ovseg_d2.checkpoint.convert import clip_part, convert_checkpoint, convert_state_dict, is_own, unknown_format
 from ovseg_d2.checkpoint.io import read_state_dict
 from ovseg_d2.checkpoint.matching import COUNTER, Match, describe_groups, match_state_dict
 from ovseg_d2.modeling.backbones.pretrained import PretrainedBackbone
@@ -148,12 +149,15 @@ def _read(model: nn.Module, cfg: CfgNode, key: str, path: str, scope: str) -> tu
         local_path = PathManager.get_local_path(path)
     except (urllib.error.URLError, OSError) as error:
         raise ValueError(f"{key}: cannot fetch {path}: {error}") from error
+    except CatalogueError as error:
+        raise ValueError(f"{key}: {error}") from error
     if is_torchscript(Path(local_path)):
         raise ValueError(
             f"{key}: {path} is a TorchScript archive, as OpenAI's CLIPs are; it belongs in MODEL.OVSEG.CLIP.PRETRAINED"
         )
-    state_dict = read_state_dict(local_path, allow_pickle=cfg.CHECKPOINT.ALLOW_PICKLE)
-    state_dict, layout = convert_state_dict(state_dict)
+    public = read_state_dict(local_path, allow_pickle=cfg.CHECKPOINT.ALLOW_PICKLE)
+    conversion = convert_checkpoint(public)
+    state_dict, layout = conversion.weights, str(conversion)
     own = model.state_dict()
     if scope == "proposals":
         require_generator(state_dict, layout, key=key, source=path)
@@ -167,7 +171,10 @@ def _read(model: nn.Module, cfg: CfgNode, key: str, path: str, scope: str) -> tu
     if not_used:
         layout = f"{layout}; no use here for {describe_groups(not_used)}"
         state_dict = {name: tensor for name, tensor in state_dict.items() if name not in set(not_used)}
-    return f"{key} ({layout})", match_state_dict(model, state_dict, source=path, scope=scope)
+    match = match_state_dict(model, state_dict, source=path, scope=scope)
+    if not match.weights and conversion.key_map is None and not is_own(public):
+        raise ValueError(f"{key}: 0 of {match.total} tensors match the model; {unknown_format(public, path)}")
+    return f"{key} ({layout})", match
 
 
 def _with_own_clip(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from ovseg_d2.engine.load_config import load_config
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = """
-examples (any config key can follow as KEY VALUE; its meaning stands in ovseg_d2/config.py):
+examples (any config key can follow as KEY VALUE; its meaning stands in ovseg_d2/config/):
   train on one GPU, or on the CPU if there is none
     {prog} --config-file configs/mask2former/coco_panoptic_r50.yaml
   train on 8 GPUs

@@ -94,8 +94,9 @@ class SemSegEvaluator(DatasetEvaluator):
     ``pan_seg_file_name`` and ``segments_info``.
 
     Args:
-        dataset_name: registered dataset; its metadata has the K ``stuff_classes`` and maybe a split, ``class_is_seen``,
-            and ``evaluation_set``.
+        dataset_name: registered dataset; its metadata has ``stuff_classes`` and maybe a split, ``class_is_seen``, and
+            ``evaluation_set``. All K classes are scored; with ``background_label`` B the first B and "background",
+            which label B is, and every prediction of another class (PAS-20b); there is no split then.
         ignore_label: used where the metadata has no ``ignore_label``.
         trained_vocabulary: classes of the training data; in a dataset without a split, what is not among them is
             unseen.
@@ -108,10 +109,15 @@ class SemSegEvaluator(DatasetEvaluator):
         self, *, dataset_name: str, ignore_label: int = 255, trained_vocabulary: Vocabulary | None = None
     ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
+        self._num_entries = len(metadata.stuff_classes)
         self._class_names = list(metadata.stuff_classes)
         self._class_is_seen = seen_split(vocabulary_from_metadata(metadata), trained_vocabulary)
         self._evaluation_set = metadata.get("evaluation_set", None)
         self._class_of_label = class_of_label(metadata)
+        background = metadata.get("background_label", None)
+        if background is not None:
+            self._class_names[background:] = ["background"]
+            self._class_is_seen = self._class_of_label = None
         self._ignore_label = metadata.get("ignore_label", ignore_label)
         self.reset()
 
@@ -139,7 +145,7 @@ class SemSegEvaluator(DatasetEvaluator):
             self._images[image["file_name"]] = (cells, counts[cells])
 
     def predicted(self, image: dict, output: dict, gt: np.ndarray, source: str) -> np.ndarray:
-        """Classes (H, W) int64 in [0, K], K for none, from ``sem_seg`` scores (K, H, W) of an output.
+        """Scored classes (H, W) int64 in [0, K], K for none, from ``sem_seg`` scores of an output.
 
         Args:
             image: the input.
@@ -150,12 +156,13 @@ class SemSegEvaluator(DatasetEvaluator):
             ValueError: the output has other classes, or another size.
         """
         scores: torch.Tensor = required_output(output, "sem_seg", type(self).__name__)
-        if len(scores) != len(self._class_names):
+        if len(scores) != self._num_entries:
             raise ValueError(
-                f"{image['file_name']}: sem_seg has {len(scores)} classes, the dataset {len(self._class_names)}"
+                f"{image['file_name']}: sem_seg has {len(scores)} classes, the dataset {self._num_entries}"
             )
         require_size(scores, gt, source)
-        return scores.argmax(dim=0).cpu().numpy()
+        # Where classes count as background, that is the last one, and they are from there on.
+        return scores.argmax(dim=0).clamp(max=len(self._class_names) - 1).cpu().numpy()
 
     def evaluate(self) -> OrderedDict | None:
         """Scores on the main process, None on the others."""

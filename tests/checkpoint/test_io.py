@@ -47,6 +47,21 @@ def test_reads_every_kind_and_unwraps(tmp_path, suffix, wrapper):
         assert io.read_checkpoint(path, allow_pickle=True)["iteration" if suffix == ".pth" else "matching_heuristics"]
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl", ".onnx", ""])
+@pytest.mark.parametrize("kind", ["torch", "old torch", "safetensors", "pickle"])
+def test_the_content_tells_the_kind(tmp_path, kind, suffix):
+    path = tmp_path / f"weights{suffix}"
+    if kind == "safetensors":
+        path.write_bytes(safetensors.torch.save({"w": WEIGHT}))
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"w": WEIGHT.numpy()}))
+        with pytest.raises(ValueError, match=f"weights{suffix} refused: it is a Python pickle"):
+            io.read_state_dict(path)
+    else:
+        torch.save({"w": WEIGHT}, path, _use_new_zipfile_serialization=kind == "torch")
+    assert torch.equal(io.read_state_dict(path, allow_pickle=True)["w"], WEIGHT)
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_numpy_pickles_of_every_protocol(tmp_path, protocol):
     path = tmp_path / "weights.pkl"

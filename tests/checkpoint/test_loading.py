@@ -67,7 +67,8 @@ def test_another_architecture(tmp_path, strict):
     other = {"encoder.weight": torch.ones(3), "head.bias": torch.ones(2)}
     with pytest.raises(ValueError, match="0 of .* tensors match") as error:
         load(tmp_path, other, strict=strict)
-    assert "weights.pth" in str(error.value) and "\n" not in str(error.value)
+    assert "weights.pth matches no known format; its first 2 keys: encoder.weight, head.bias" in str(error.value)
+    assert "formats tried: this project's own, " in str(error.value) and "\n" not in str(error.value)
 
 
 def test_strict_wants_every_tensor(tmp_path, source):

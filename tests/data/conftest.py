@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +11,7 @@ import numpy as np
 import pytest
 
 from tests.data.coded_data import CodedData
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.data.miniatures import load_script
 
 
 @pytest.fixture
@@ -36,10 +34,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Imports a script of ``datasets/`` by its name."""
 
     def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "datasets" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
+        module = load_script(name)
         monkeypatch.setitem(sys.modules, name, module)  # worker processes look functions up by module name
-        spec.loader.exec_module(module)
         return module
 
     return load

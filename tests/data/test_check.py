@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -89,6 +90,25 @@ def test_number_of_classes(coded: CodedData) -> None:
         check_dataset(data_cfg("coded_panoptic", *overrides), "coded_panoptic")
     # A model of an open vocabulary takes the classes of each dataset.
     check_dataset(data_cfg("coded_panoptic", *overrides, "MODEL.META_ARCHITECTURE", "Open"), "coded_panoptic")
+
+
+@pytest.mark.parametrize(
+    ("options", "closed_in_training", "closed_at_test"),
+    [
+        ([], True, True),
+        (["MODEL.OVSEG.MTA_CLIP.SCORE", "similarity"], True, False),
+        (["MODEL.OVSEG.MTA_CLIP.TEXT_ENHANCED", False, "MODEL.OVSEG.PROPOSALS.CLASS_HEAD", "embed"], False, False),
+    ],
+)
+def test_mta_clip_is_closed_where_its_head_classifies(
+    coded: CodedData, options: list[Any], closed_in_training: bool, closed_at_test: bool
+) -> None:
+    overrides = ["MODEL.META_ARCHITECTURE", "MTACLIP", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5, *options]
+    trained = data_cfg("coded_panoptic", *overrides)
+    tested = data_cfg("coded_panoptic", *overrides, "DATASETS.TRAIN", ())
+    for cfg, closed in ((trained, closed_in_training), (tested, closed_at_test)):
+        with pytest.raises(ValueError, match="NUM_CLASSES is 5") if closed else nullcontext():
+            check_dataset(cfg, "coded_panoptic")
 
 
 def test_closed_vocabulary_needs_the_same_names(coded: CodedData) -> None:

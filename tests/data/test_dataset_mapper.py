@@ -222,7 +222,9 @@ def test_label_outside_the_table(coded: CodedData) -> None:
     labels = np.asarray(Image.open(path)).copy()
     labels[0, 0] = 77
     Image.fromarray(labels).save(path)
-    with pytest.raises(ValueError, match=r"picture0.png has label 77, expected 0..3 or the ignore label 255"):
+    with pytest.raises(
+        ValueError, match=r"picture0.png has label 77 \(1 pixel\), expected 0..3 or the ignore label 255"
+    ):
         mapped("semantic")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ovseg_d2.data import OVSegDatasetMapper
 from ovseg_d2.data.datasets import dataset_root, open_vocabulary
+from ovseg_d2.data.datasets.class_tables import open_vocabulary_texts
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 from tests.data.coded_data import data_cfg, forget
 
@@ -33,12 +35,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
 
 
 def register_all(root: str | Path) -> None:
-    for register in (
-        open_vocabulary.register_coco_stuff,
-        open_vocabulary.register_voc,
-        open_vocabulary.register_pascal_context,
-    ):
-        register(str(root))
+    open_vocabulary.register_labelled_images(str(root))
 
 
 @pytest.mark.parametrize(
@@ -54,8 +51,12 @@ def register_all(root: str | Path) -> None:
         ("voc_base_sem_seg_train", 15, 15, 255, "VOCdevkit/VOC2012/annotations_ovs/train"),
         ("voc_sem_seg_test", 20, 15, 255, "VOCdevkit/VOC2012/annotations_ovs/val"),
         ("voc_sem_seg_val", 20, None, 255, "VOCdevkit/VOC2012/annotations_ovs/val"),
+        ("voc_background_sem_seg_val", 59, None, 255, "VOCdevkit/VOC2012/annotations_ovs_background/val"),
         ("pascal_voc_val_all_sem_seg", 20, 15, 255, "VOCdevkit/VOC2012/annotations_ovs/val"),
         ("pcontext_sem_seg_val", 59, None, 255, "VOC2010/annotations_detectron2_ovs/pc59_val"),
+        ("pcontext_base_sem_seg_train", 49, 49, 255, "VOC2010/annotations_detectron2_ovs/pc59_train"),
+        ("pcontext_zero_shot_sem_seg_train", 59, 49, 255, "VOC2010/annotations_detectron2_ovs/pc59_train"),
+        ("pcontext_zero_shot_sem_seg_val", 59, 49, 255, "VOC2010/annotations_detectron2_ovs/pc59_val"),
         ("pcontext_full_sem_seg_val", 459, None, 65535, "VOC2010/annotations_detectron2_ovs/pc459_val"),
         ("ade20k_full_sem_seg_val", 847, None, 65535, "ADE20K_2021_17_01/annotations_detectron2/validation"),
         ("ade20k_full_sem_seg_freq_train", 572, 572, 65535, "ADE20K_2021_17_01/annotations_detectron2/training"),
@@ -90,6 +91,21 @@ def test_names_and_orders() -> None:
     assert MetadataCatalog.get("voc_sem_seg_test").stuff_classes[-1] == "tvmonitor"
     assert MetadataCatalog.get("pascal_voc_val_all_sem_seg").stuff_classes[15] == "potted plant"
     assert MetadataCatalog.get("pascal_voc_val_all_sem_seg").class_is_seen == [True] * 15 + [False] * 5
+
+
+def test_background_has_many_names_and_is_no_target(root: Path) -> None:
+    register_all(root)
+    names = MetadataCatalog.get("voc_background_sem_seg_val").stuff_classes
+    assert names[:20] == MetadataCatalog.get("voc_sem_seg_val").stuff_classes and len(set(names)) == 59
+    assert names[20:22] == ["bag", "bed"]
+    base = root / "VOCdevkit" / "VOC2012"
+    for path, pixels in (
+        (base / "JPEGImages" / "1.jpg", np.zeros((1, 4, 3), np.uint8)),
+        (base / "annotations_ovs_background" / "val" / "1.png", np.array([[0, 19, 20, 255]], np.uint8)),
+    ):
+        path.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(path)
+    assert train_labels("voc_background_sem_seg_val") == [0, 19, 255, 255]
 
 
 def write_coco(root: Path, folder: str, labels: list[int]) -> None:
@@ -135,7 +151,7 @@ def test_own_folders(root: Path) -> None:
 
 
 def test_folders_of_other_projects(root: Path) -> None:
-    (root / "VOC2012" / "annotations_detectron2").mkdir(parents=True)
+    (root / "VOC2012" / "annotations_detectron2" / "val").mkdir(parents=True)
     (root / "VOC2010" / "val" / "image").mkdir(parents=True)
     register_all(root)
     voc = MetadataCatalog.get("voc_sem_seg_test")
@@ -143,3 +159,53 @@ def test_folders_of_other_projects(root: Path) -> None:
     assert voc.image_root == str(root / "VOC2012" / "JPEGImages")
     assert MetadataCatalog.get("pcontext_sem_seg_val").image_root == str(root / "VOC2010" / "val" / "image")
     assert MetadataCatalog.get("pcontext_sem_seg_train").image_root == str(root / "VOC2010" / "JPEGImages")
+
+
+def test_folders_of_fcclip(root: Path) -> None:
+    """Its files of the 21 classes hold the classes themselves, with background first; ours, background last."""
+    register_all(root)
+    assert MetadataCatalog.get("voc_21_sem_seg_val").semantic_label_ids == [20, *range(20)]
+    for name in ("voc_21_sem_seg_val", "voc_sem_seg_val", "pcontext_full_sem_seg_val"):
+        forget(name)
+    for folder in ("pascal_voc_d2/annotations_pascal21", "pascal_voc_d2/annotations_pascal20"):
+        (root / folder / "validation").mkdir(parents=True)
+    (root / "pascal_ctx_d2" / "annotations_ctx459" / "validation").mkdir(parents=True)
+    register_all(root)
+    metadata = MetadataCatalog.get("voc_21_sem_seg_val")
+    assert metadata.stuff_classes[:2] == ["background", "aeroplane"] and not hasattr(metadata, "semantic_label_ids")
+    assert metadata.sem_seg_root == str(root / "pascal_voc_d2" / "annotations_pascal21" / "validation")
+    assert metadata.image_root == str(root / "pascal_voc_d2" / "images" / "validation")
+    assert MetadataCatalog.get("voc_sem_seg_val").sem_seg_root.endswith("pascal_voc_d2/annotations_pascal20/validation")
+    context = MetadataCatalog.get("pcontext_full_sem_seg_val")
+    assert (context.sem_seg_root, context.ignore_label) == (
+        str(root / "pascal_ctx_d2" / "annotations_ctx459" / "validation"),
+        65535,
+    )
+
+
+def test_views_with_synonyms() -> None:
+    view = vocabulary_from_metadata(MetadataCatalog.get("openvocab_coco_2017_val_panoptic_with_sem_seg"))
+    plain = vocabulary_from_metadata(MetadataCatalog.get("coco_2017_val_panoptic_with_sem_seg"))
+    assert view.names == plain.names and plain.synonyms == tuple((name,) for name in plain.names)
+    texts = dict(zip(view.names, view.synonyms, strict=True))
+    assert texts["wall-brick"] == ("brick wall",) and texts["person"][:2] == ("person", "people")
+    stuff = vocabulary_from_metadata(MetadataCatalog.get("openvocab_coco_2017_val_stuff_sem_seg"))
+    assert stuff.is_seen == () and MetadataCatalog.get("coco_2017_test_stuff_sem_seg").class_is_seen
+    background = MetadataCatalog.get("openvocab_pascal21_sem_seg_val").class_synonyms[0]
+    assert background[0] == "background" and {"sky", "wall", "grass"} < set(background) and "person" not in background
+
+
+def test_texts() -> None:
+    assert open_vocabulary_texts(["road, route", "tv", "sofa"]) == [
+        ["road", "route", "street"],
+        ["tv", "television"],
+        ["sofa", "couch"],
+    ]
+    # What is another class's own name is no synonym.
+    assert open_vocabulary_texts(["sofa", "couch"]) == [["sofa"], ["couch"]]
+
+
+def test_tables_name_their_source() -> None:
+    folder = Path(open_vocabulary.__file__).parent / "class_names"
+    for path in folder.glob("*.json"):
+        assert json.loads(path.read_text())["source"], path

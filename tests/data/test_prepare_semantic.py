@@ -49,7 +49,9 @@ def test_coco_stuff(script: Script, root: Path) -> None:
 def test_coco_stuff_of_other_numbers(script: Script, root: Path) -> None:
     # 11 is category 12, which COCO does not have: these labels were converted already.
     save(root / "coco" / "stuffthingmaps" / "val2017" / "1.png", np.array([[0, 11]], np.uint8))
-    with pytest.raises(ValueError, match=r"val2017/1.png: label 11 is none of the 171 classes; expected the files as"):
+    with pytest.raises(
+        ValueError, match=r"val2017/1.png: label 11 \(1 pixel\) of none of the 171 classes; expected the files as"
+    ):
         script("prepare_coco_stuff").main(["--splits", "val", *ONE_PROCESS])
 
 
@@ -74,6 +76,9 @@ def test_voc(script: Script, root: Path, folder: str) -> None:
     assert read_image(str(made / "train" / "2007_1.png")).tolist() == [[255, 0, 19, 255]]
     assert read_image(str(made / "val" / "2007_2.png")).tolist() == [[15, 255, 14, 1]]
     assert len(list(made.rglob("*.png"))) == 2
+    with_background = base / "annotations_ovs_background"
+    assert read_image(str(with_background / "val" / "2007_2.png")).tolist() == [[15, 20, 14, 1]]
+    assert len(list(with_background.rglob("*.png"))) == 2
     (base / "ImageSets" / "Segmentation" / "train_aug.txt").write_text(
         "/JPEGImages/2007_2.jpg /SegmentationClassAug/x\n"
     )

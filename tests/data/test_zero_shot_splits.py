@@ -56,6 +56,7 @@ def train_targets(name: str, *overrides: Any) -> list[dict[str, Any]]:
         ("voc_20", 15, 5, [15, 16, 17, 18, 19]),
         ("ade20k_150", 135, 15, [9, 15, 30, 37, 49, 60, 74, 81, 89, 99, 112, 128, 136, 143, 149]),
         ("ade20k_847", 572, 275, None),
+        ("pascal_context_59", 49, 10, [0, 6, 7, 14, 19, 24, 31, 33, 48, 54]),
     ],
 )
 def test_public_splits(table: str, num_seen: int, num_unseen: int, unseen_ids: list[int] | None) -> None:
@@ -84,9 +85,9 @@ def test_tables() -> None:
     with pytest.raises(ValueError, match=r"class table 'coco' is unknown; expected one of ade20k_150, "):
         class_table("coco")
     with pytest.raises(
-        ValueError, match=r"no zero-shot split of 'pascal_context_59' is built in; expected one of coco"
+        ValueError, match=r"no zero-shot split of 'pascal_context_459' is built in; expected one of coco"
     ):
-        builtin_split("pascal_context_59")
+        builtin_split("pascal_context_459")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,11 @@ def test_tables() -> None:
         ({"unseen": [f"u{i}" for i in range(20)]}, "'u7' and 12 more$"),
         ({"seen": ["road"]}, r"expected an object with 'unseen' and maybe 'seen', found \['seen'\]$"),
         ({"unseen": ["cow"], "novel": []}, r"found \['novel', 'unseen'\]$"),
-        ({"unseen": "cow"}, "'unseen' is 'cow'; expected a list of class names$"),
+        ({"unseen": "cow"}, "'unseen' is 'cow'; expected a list of class names or numbers$"),
+        ({"unseen": [True]}, r"'unseen' is \[True\]; expected a list of class names or numbers$"),
+        ({"unseen": [1, 5]}, "unseen has class 5, expected a name or 0..4$"),
+        ({"unseen": ["cow"], "seen": [0, -1]}, "seen has class -1, expected a name or 0..4$"),
+        ({"unseen": ["cow", 1]}, "unseen repeats 'cow'$"),
         (["cow"], "found a list$"),
     ],
 )
@@ -167,7 +172,9 @@ def evaluate(name: str, pred: np.ndarray) -> dict[str, float]:
 def test_labels_outside_the_table(folders: dict[str, str], tmp_path: Path) -> None:
     register_zero_shot(name="zs_train", **folders, classes=NAMES, unseen=["cow"], subset="seen")
     write_pair(tmp_path, "b", np.array([[0, 5]], np.uint8))
-    with pytest.raises(ValueError, match=r"b.png has label 5, expected 0..4 or the ignore label 255 of 'zs_train'"):
+    with pytest.raises(
+        ValueError, match=r"b.png has label 5 \(\d+ pixels?\), expected 0..4 or the ignore label 255 of 'zs_train'"
+    ):
         train_targets("zs_train")
     with pytest.raises(ValueError, match=r"b.png: label 5 found, allowed are 0..4 and 255"):
         evaluate("zs_train", np.array([[0, 1]]))
@@ -208,7 +215,9 @@ def test_entries_of_a_configuration(folders: dict[str, str], tmp_path: Path, mon
     entry = {"kind": "zero_shot", "image_root": "images", "semantic_root": "labels", "classes": list(NAMES)}
     register_from_entries([{**entry, "name": "zs_file", "split_json": "split.json", "subset": "seen"}])
     register_from_entries([{**entry, "name": "zs_list", "unseen": ["cow", "sky"], "subset": "seen"}])
-    assert MetadataCatalog.get("zs_file").stuff_classes == MetadataCatalog.get("zs_list").stuff_classes
+    register_from_entries([{**entry, "name": "zs_numbers", "unseen": [1, 3], "subset": "seen"}])
+    for kind in ("file", "list", "numbers"):
+        assert MetadataCatalog.get(f"zs_{kind}").stuff_classes == ["road", "car", "dog"]
     check_dataset(data_cfg("zs_file", "INPUT.TARGETS", "semantic", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3), "zs_file")
 
 
@@ -216,6 +225,7 @@ def test_entries_of_a_configuration(folders: dict[str, str], tmp_path: Path, mon
     ("arguments", "message"),
     [
         ({"unseen": ["zebra"]}, r"dataset 'zs_bad': the dataset's 5 classes lack unseen 'zebra'"),
+        ({"unseen": [1, 171]}, "dataset 'zs_bad': unseen has class 171, expected a name or 0..4$"),
         ({"unseen": ["cow"], "split_json": "s.json"}, "'zs_bad' has unseen and split_json; expected one of them"),
         ({}, "'zs_bad' has no split; expected unseen .* or split_json"),
         ({"unseen": ["cow"], "subset": "base"}, "subset is 'base'; expected one of all, seen, unseen"),

@@ -12,6 +12,8 @@ from ovseg_d2.data.proposal_files import ProposalReader
 from ovseg_d2.engine.load_config import load_config
 from tests.engine.conftest import CONFIG, EXACT, ROOT, command_line
 from tests.helpers import randomise
+from tests.modeling.tiny_fcclip import COLOURS, inputs
+from tests.modeling.tiny_mta_clip import mta_cfg, random_mta
 from tools import export_proposals
 
 TOOL = [ROOT / "tools" / "export_proposals.py"]
@@ -108,3 +110,17 @@ def test_masks_are_what_the_model_gives(exported, world, weights):
     masks = masks[masks.flatten(1).any(1)].numpy()
     found = reader.masks(line["image_id"], (64, 64))
     assert found.shape == masks.shape and (found == masks).mean() > 0.999
+
+
+# The seeds give masks of both signs.
+@pytest.mark.parametrize(("class_head", "seed"), [("linear", 4), ("embed", 2)])
+def test_masks_of_mta_clip_are_those_that_saw_the_texts(class_head, seed):
+    cfg = mta_cfg(TEXT_ENHANCED=class_head == "linear")
+    cfg.MODEL.OVSEG.PROPOSALS.CLASS_HEAD = class_head
+    model, (x,) = random_mta(cfg, seed).eval(), inputs((48, 64))
+    masks, scores = export_proposals.masks_of(model, x, COLOURS)
+    with torch.no_grad():
+        proposals = model.predict(model.preprocess([x]), COLOURS)
+    logits = torch.nn.functional.interpolate(proposals.mask_logits, size=(64, 64), mode="bilinear")[0, :, :48]
+    assert torch.equal(masks, logits > 0) and 0.2 < masks.float().mean() < 0.8
+    torch.testing.assert_close(torch.tensor(scores), 1 - proposals.class_logits[0].softmax(-1)[:, -1])

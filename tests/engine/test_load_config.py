@@ -5,6 +5,7 @@ from detectron2.utils import comm
 
 from ovseg_d2.engine import default_argument_parser, load_config, setup
 from tests.engine.conftest import CONFIG, ROOT
+from tools import row_files
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,18 @@ def test_a_crop_is_not_smaller_than_the_padding(opts, message):
     else:
         with pytest.raises(ValueError, match=message):
             load_config(ROOT / CONFIG, opts)
+
+
+def test_settings_of_a_command():
+    """What tools/run_table.py compares: all that a file and options set is in the whole, with the same values."""
+    command = (
+        "python train_net.py --config-file configs/ovshapes/maft.yaml --eval-only MODEL.DEVICE cpu SOLVER.BASE_LR 1"
+    )
+    chosen, found = row_files.settings(command), row_files.resolved(command)
+    assert (
+        chosen["SOLVER.BASE_LR"] == 1 and chosen["MODEL.META_ARCHITECTURE"] == "MAFT" and "MODEL.DEVICE" not in chosen
+    )
+    assert len(found) > len(chosen) > 20 and {key: found[key] for key in chosen} == chosen
 
 
 def arguments(*words):

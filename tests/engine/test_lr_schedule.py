@@ -72,10 +72,21 @@ def test_cosine_ends_where_it_should():
     assert found[-1] == pytest.approx([0.1, 0.01])
 
 
+def test_poly_ends_where_it_should():
+    """ZegCLIP: from 2e-4 to 1e-6; the warm-up is a share of that."""
+    found = rates(*make("WarmupPolyLR", end=0.1), MAX_ITER + 1)
+    for i, (first, second) in enumerate(found):
+        warmup = 0.1 + 0.9 * i / WARMUP if i < WARMUP else 1
+        assert first == pytest.approx(warmup * (0.1 + 1.9 * (1 - i / MAX_ITER) ** 0.9)), i
+        assert second == pytest.approx(first / 10)
+    assert found[-1] == pytest.approx([0.1, 0.01])
+
+
+@pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupPolyLR"])
 @pytest.mark.parametrize("end", [-0.1, 2.5])
-def test_a_cosine_that_would_rise(end):
+def test_a_schedule_that_would_rise(name, end):
     with pytest.raises(ValueError, match=f"SOLVER.BASE_LR_END is {end}; expected 0 to SOLVER.BASE_LR, 2.0"):
-        make("WarmupCosineLR", end=end)
+        make(name, end=end)
 
 
 def test_unknown_schedule():

@@ -18,14 +18,14 @@ SIZE = (48, 96)
 CITIES = ("aachen", "bonn")
 
 
-def write_cityscapes(root: Path, *, seed: int = 0) -> None:
+def write_cityscapes(root: Path, *, seed: int = 0, split: str = "val") -> None:
     """Two cities with a picture each: ``leftImg8bit/val``, and ``gtFine/val`` with all that belongs there."""
     from cityscapesscripts.helpers.labels import id2label
 
     rng = np.random.default_rng(seed)
     to_train_id = np.array([id2label[i].trainId % 256 for i in range(34)], np.uint8)
     for city in CITIES:
-        images, labels = root / "leftImg8bit" / "val" / city, root / "gtFine" / "val" / city
+        images, labels = root / "leftImg8bit" / split / city, root / "gtFine" / split / city
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
         name = f"{city}_000000_000019"

@@ -5,6 +5,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
+import ovseg_d2.data  # noqa: F401  (registers the datasets)
 from ovseg_d2.evaluation import SemSegEvaluator, sem_seg_scores
 from tests.evaluation.panoptic_files import CAT, DOG, GRASS, make_dataset, painted, sem_seg_output
 
@@ -124,3 +125,20 @@ def test_sets_of_classes(dataset):
 def test_evaluation_set_of_another_table():
     with pytest.raises(ValueError, match=r"evaluation_set 'base' has class 2; expected 0..1"):
         sem_seg_scores(np.eye(2), class_names=["a", "b"], evaluation_set={"base": [0, 2]})
+
+
+def test_names_that_count_as_background(tmp_path):
+    """PAS-20b: 20 classes, 39 more names, and the label 20 for all that is none of the 20."""
+    name = "voc_background_sem_seg_val"
+    Image.fromarray(np.array([[0, 0, 19, 20, 20, 255]], np.uint8)).save(tmp_path / "labels.png")
+    image = {"file_name": "a.jpg", "sem_seg_file_name": str(tmp_path / "labels.png")}
+    evaluator = SemSegEvaluator(dataset_name=name)
+    evaluator.process([image], [sem_seg_output(np.array([[0, 30, 19, 20, 58, 0]]), num_classes=59)])
+    scores = evaluator.evaluate()["sem_seg"]
+    # Of 2 pixels of an aeroplane 1 is right; 2 of background are right, whatever their names, and 1 is wrong.
+    assert scores["IoU-aeroplane"] == pytest.approx(50) and scores["IoU-tv"] == 100
+    assert scores["IoU-background"] == pytest.approx(100 * 2 / 3) and np.isnan(scores["IoU-person"])
+    assert scores["mIoU"] == pytest.approx((50 + 100 + 200 / 3) / 3)
+    assert sum(key.startswith("IoU-") for key in scores) == 21 and "mIoU_seen" not in scores
+    with pytest.raises(ValueError, match="sem_seg has 21 classes, the dataset 59"):
+        evaluator.process([image], [sem_seg_output(np.zeros((1, 6), int), num_classes=21)])

@@ -1,5 +1,6 @@
 """MTA-CLIP: training, evaluation, other vocabularies, and Mask2Former where nothing is asked for."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -98,7 +99,8 @@ def test_only_what_is_asked_for_is_built():
     names = set(build_model(mta_cfg()).state_dict())
     assert not any(name.startswith("clip.visual") for name in names)
     assert {name.split(".")[1] for name in names if name.startswith("projections")} == {"0"}
-    own = build_model(mta_cfg(PER_LAYER_PROJ=True))
+    own = build_model(mta_cfg(PER_LAYER_PROJ=True, CONTEXT_INIT_STD=1.0))
+    assert own.context_prompts.contexts.std() > 0.5
     assert len(own.projections) == len(own.proposals.mask_decoder.layers) == 2
 
 
@@ -115,6 +117,52 @@ def test_alignment_has_its_weight_and_each_layers_own_matches(monkeypatch):
     for (args, loss), name in zip(calls, ("loss_align_1", "loss_align"), strict=True):
         assert args[0].shape == (2, 6, 128) and args[1].shape == (2, 2, 4, 128)
         torch.testing.assert_close(losses[name], 0.5 * loss)
+
+
+def losses_with(model, **options):
+    """The losses of a model with ``options`` and the weights of ``model``, and the model."""
+    other = build_model(mta_cfg(**options)).train()
+    other.load_state_dict(model.state_dict(), strict=False)
+    return other(inputs(*SIZES)), other
+
+
+@pytest.fixture(scope="module")
+def default_losses(model):
+    return losses_with(model)[0]
+
+
+def test_keys_of_the_alignment_change_its_loss_and_no_other(model, default_losses):
+    options = {"NEGATIVES": "separate", "SIM_NORM": "matched", "TEMPERATURE": 0.2}
+    changed = {key: losses_with(model, **{key: value})[0] for key, value in options.items()}
+    for name, loss in default_losses.items():
+        others = {key: losses[name] for key, losses in changed.items()}
+        if "align" not in name:
+            assert all(torch.equal(other, loss) for other in others.values())
+            continue
+        assert others["NEGATIVES"] < loss  # fewer terms below the fraction
+        torch.testing.assert_close(others["SIM_NORM"], loss * 12 / 6)  # two images of 6 queries and 3 masks each
+        assert not torch.allclose(others["TEMPERATURE"], loss)
+
+
+def test_a_learned_temperature_starts_as_the_fixed_one_and_trains(model, default_losses):
+    losses, learned = losses_with(model, LEARN_TEMPERATURE=True)
+    torch.testing.assert_close(losses, default_losses)
+    scale = learned.alignment.logit_scale
+    assert scale.item() == pytest.approx(-math.log(0.07))
+    (losses["loss_align"] + losses["loss_align_1"]).backward()
+    assert scale.grad != 0
+    with torch.no_grad():
+        scale -= scale.grad.sign()
+    assert learned(inputs(*SIZES))["loss_align"] < default_losses["loss_align"]
+
+
+@torch.no_grad()
+def test_each_class_has_a_text_a_context(model):
+    for num_contexts, m in ((2, model), (3, random_mta(mta_cfg(NUM_CONTEXTS=3)))):
+        proposals, embeds = m.eval().propose(m.preprocess(inputs((48, 64))), COLOURS)
+        assert embeds.shape == (num_contexts, 4, 128) and proposals.text_queries.shape[:2] == (1, num_contexts * 4)
+        texts = torch.nn.functional.normalize(embeds.flatten(0, 1), dim=-1)
+        assert (texts @ texts.T - torch.eye(len(texts))).max() < 0.9999
 
 
 def test_training_steps_lower_the_loss():
@@ -266,6 +314,10 @@ def test_bad_inputs(model, open_model):
         ValueError, match=r"class 'a very long name of a thing' has \d+ tokens .*TEXT_LENGTH 8 leaves 5"
     ):
         open_model.eval()([batch[0] | {"vocabulary": long}])
+    # Sentences of fixed texts are refused, too, where other methods cut them.
+    long = Vocabulary(names=("grass " * 80,), is_thing=(True,))
+    with pytest.raises(ValueError, match=r"class 'a photo of a grass .* has \d+ tokens .*OVShapes-RN has 77 places"):
+        random_mta(mta_cfg(LEARN_CONTEXTS=False)).text_embeds(long)
     del batch[0]["vocabulary"]
     with pytest.raises(ValueError, match="no class names"):
         model.train()(batch)

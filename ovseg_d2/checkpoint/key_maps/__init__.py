@@ -6,6 +6,7 @@ from ovseg_d2.checkpoint.key_maps.catseg import CATSEG, FGASEG
 from ovseg_d2.checkpoint.key_maps.frozen_clip import FREESEG, MAFT, OVSEG, PROMPTS, ZEGFORMER, ZSSEG
 from ovseg_d2.checkpoint.key_maps.mask2former import FCCLIP, MAFT_PLUS, MASK2FORMER, MASKFORMER
 from ovseg_d2.checkpoint.key_maps.maskclippp import MASKCLIPPP, MASKCLIPPP_EVA01, MASKCLIPPP_EVA02
+from ovseg_d2.checkpoint.key_maps.zegclip import ZEGCLIP
 
 # The first that recognises a file is taken: the names of the later ones are among those of the earlier, and more.
 KEY_MAPS = (
@@ -14,6 +15,7 @@ KEY_MAPS = (
     MASKCLIPPP,
     FGASEG,
     CATSEG,
+    ZEGCLIP,
     MAFT_PLUS,
     FCCLIP,
     MAFT,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 #: (pattern, replacement) pairs for ``re.sub``.
 Rules = tuple[tuple[str, str], ...]
@@ -20,12 +20,14 @@ class KeyMap:
             through safetensors have lost their version metadata.
         rules: applied in order to every key.
         dropped: pattern of keys (official names) that have no counterpart here.
+        joined: our names of tensors whose rows are those of several official keys, in this order.
     """
 
     name: str
     recognises: Callable[[set[str]], bool]
     rules: Rules
     dropped: str | None = None
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def rename(self, key: str) -> str | None:
         """Our name of an official key; None if it has no counterpart."""

@@ -1,153 +1,221 @@
-"""COCO-Stuff, Pascal VOC, Pascal Context and the full ADE20K, with their zero-shot splits, in the public layouts.
+"""COCO-Stuff, Pascal VOC, Pascal Context and ADE20K with label images: the table of their layouts and names.
 
-Names are those of MAFT, ZSSeg and FreeSeg; ZegFormer's own names stand beside them, with its order of classes (the seen
-before the unseen). A zero-shot view is read from the label files of all classes; the ``_base`` and ``_novel`` folders
-that ZSSeg's scripts write are used where they exist. `datasets/README.md` has one table of everything.
+Names are those of Mask2Former, MAFT, ZSSeg and FreeSeg; ZegFormer's own stand beside them, with its order of classes
+(the seen before the unseen). A zero-shot view is read from the label files of all classes; the ``_base`` and ``_novel``
+folders that ZSSeg's scripts write are used where they exist, and so are the folders of FC-CLIP's scripts.
+`datasets/README.md` shows all layouts; :mod:`.synonym_views` adds FC-CLIP's names with synonyms.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any
+from ovseg_d2.data.datasets.class_tables import class_names, open_vocabulary_texts
+from ovseg_d2.data.datasets.labelled_images import LabelledImages, Layout, View, register_rows
 
-from detectron2.data import DatasetCatalog
+_PLAIN = View()
+_ALL = View(subset="all", scored_apart=True)
+_BASE, _NOVEL = View(subset="seen", own_folder="_base"), View(subset="unseen", own_folder="_novel")
+_SEEN, _UNSEEN = View(subset="seen"), View(subset="unseen")
 
-from ovseg_d2.data.datasets.class_tables import class_names, class_table
-from ovseg_d2.data.datasets.coco_format import class_color, register_semantic_folder
-from ovseg_d2.data.datasets.zero_shot_splits import ZeroShotSplit, builtin_split, register_view
-
-# ZSSeg's word for a subset, in names of datasets and of folders.
-_SUFFIXES = {"seen": "base", "unseen": "novel"}
-
-
-def register_coco_stuff(root: str) -> None:
-    """``coco_2017_{train,test}_stuff_{,base_,novel_}sem_seg`` and ZegFormer's three: 171 classes, 156/15."""
-    split = builtin_split("coco_stuff_171")
-    coco = os.path.join(root, "coco")
-    hint = {"prepare_hint": "python datasets/prepare_coco_stuff.py"}
-    sets = _evaluation_set(split, [bool(row["isthing"]) for row in class_table("coco_stuff_171")])
-    for view, part in (("train", "train2017"), ("test", "val2017")):
-        folders = {
-            "image_root": os.path.join(coco, part),
-            "semantic_root": os.path.join(coco, "stuffthingmaps_detectron2", part),
-            "split": split,
-            **hint,
-        }
-        _view(f"coco_2017_{view}_stuff_sem_seg", subset="all", evaluation_set=sets, **folders)
-        _published_views(f"coco_2017_{view}_stuff_{{}}_sem_seg", **folders)
-        _view(f"coco_2017_{view}_stuff_seen_sem_seg", subset="seen", **folders)
-    _view("coco_2017_val_unseen_stuff_seen_sem_seg", subset="unseen", **folders)
-    _view("coco_2017_val_all_stuff_sem_seg", subset="all", seen_first=True, **folders)
-
-
-def register_voc(root: str) -> None:
-    """``voc_{,base_,novel_}sem_seg_{train,test}``, MAFT's ``voc_sem_seg_val`` and ZegFormer's: 20 classes, 15/5."""
-    split = builtin_split("voc_20")
-    base = _existing(os.path.join(root, "VOC2012"), os.path.join(root, "VOCdevkit", "VOC2012"))
-    labels = _existing(os.path.join(base, "annotations_detectron2"), os.path.join(base, "annotations_ovs"))
-    images = {"image_root": os.path.join(base, "JPEGImages"), "prepare_hint": "python datasets/prepare_voc.py"}
-    for view, part in (("train", "train"), ("test", "val")):
-        folders = {"semantic_root": os.path.join(labels, part), "split": split, **images}
-        sets = _evaluation_set(split)
-        _view(f"voc_sem_seg_{view}", subset="all", evaluation_set=sets, **folders)
-        _published_views(f"voc_{{}}_sem_seg_{view}", **folders)
-        rename = {"pottedplant": "potted plant"}  # ZegFormer's spelling
-        _view(f"pascal_voc_{view}_seen_sem_seg", subset="seen", rename=rename, **folders)
-    _view("pascal_voc_val_unseen_sem_seg", subset="unseen", rename=rename, **folders)
-    _view("pascal_voc_val_all_sem_seg", subset="all", rename=rename, **folders)
-    # For models that were trained elsewhere: no split, and MAFT's spelling.
-    names = ["tv" if name == "tvmonitor" else name for name in split.classes]
-    _plain("voc_sem_seg_val", names, semantic_root=folders["semantic_root"], **images)
+# ZegFormer and MAFT spell one class each in their own way.
+_ZEGFORMER_VOC = {"pottedplant": "potted plant"}
+_MAFT_VOC = {"tvmonitor": "tv"}
+_VOC = tuple(_MAFT_VOC.get(name, name) for name in class_names("voc_20"))
+# The classes of Pascal Context that VOC calls background.
+_BACKGROUND = tuple(name for name in class_names("pascal_context_59") if name not in class_names("voc_20"))
+#: Background is the first class (label 20 in our files), as in the benchmark's own numbers.
+_VOC_21 = View(
+    classes=("background", *_VOC),
+    label_ids=(20, *range(20)),
+    num_labels=21,
+    metadata={
+        "class_synonyms": [
+            ["background", *(text for texts in open_vocabulary_texts(_BACKGROUND) for text in texts)],
+            *open_vocabulary_texts(_VOC),
+        ]
+    },
+)
+#: PAS-20b of CAT-Seg: background counts, and has the names of 39 classes. As targets it is no class, because no single
+#: name stands for it.
+_VOC_20B = View(
+    classes=(*_VOC, *_BACKGROUND),
+    label_ids=tuple(range(20)),
+    num_labels=21,
+    metadata={"background_label": 20},
+)
 
 
-def register_pascal_context(root: str) -> None:
-    """``pcontext{,_full}_sem_seg_{train,val}``: 59 and 459 classes, to test models that were trained elsewhere."""
-    hint = {"prepare_hint": "python datasets/prepare_pascal_context.py"}
-    base = _existing(os.path.join(root, "VOCdevkit", "VOC2010"), os.path.join(root, "VOC2010"))
-    for part in ("train", "val"):
-        images = _existing(os.path.join(base, part, "image"), os.path.join(base, "JPEGImages"))
-        for name, table, folder, ignore_label in (
-            ("pcontext", "pascal_context_59", "pc59", 255),
-            ("pcontext_full", "pascal_context_459", "pc459", 65535),
-        ):
-            _plain(
-                f"{name}_sem_seg_{part}",
-                class_names(table),
-                image_root=images,
-                semantic_root=os.path.join(base, "annotations_detectron2_ovs", f"{folder}_{part}"),
-                ignore_label=ignore_label,
-                **hint,
-            )
+def _voc(fcclip: str, part: str, folder: str, num_images: int, num_fcclip: int) -> tuple[Layout, ...]:
+    """Our folder, that of ZSSeg and FreeSeg, each with or without VOCdevkit above it, and FC-CLIP's."""
+    folders = [folder] if folder.endswith("background") else [folder, "annotations_detectron2"]
+    return (
+        *(
+            Layout(base, "JPEGImages", f"{labels}/{part}", num_images)
+            for base in ("VOCdevkit/VOC2012", "VOC2012")
+            for labels in folders
+        ),
+        Layout(
+            "pascal_voc_d2",
+            f"images/{_LONG[part]}",
+            f"{fcclip}/{_LONG[part]}",
+            num_fcclip,
+            own_numbers=folder.endswith("background"),
+        ),
+    )
 
 
-def register_ade20k_full(root: str) -> None:
-    """``ade20k_full_sem_seg_{train,val}``, 847 classes, and ZegFormer's ``ade20k_full_sem_seg_freq_*``, 572/275."""
-    split = builtin_split("ade20k_847")
-    base = os.path.join(root, "ADE20K_2021_17_01")
-    for part, folder in (("train", "training"), ("val", "validation")):
-        files: dict[str, Any] = {
-            "image_root": os.path.join(base, "images_detectron2", folder),
-            "semantic_root": os.path.join(base, "annotations_detectron2", folder),
-            "ignore_label": 65535,
-            "prepare_hint": "python datasets/prepare_ade20k_full.py",
-        }
-        _plain(f"ade20k_full_sem_seg_{part}", split.classes, **files)
-        _view(f"ade20k_full_sem_seg_freq_{part}", subset="seen", split=split, **files)
-    _view("ade20k_full_sem_seg_freq_val_unseen", subset="unseen", split=split, **files)
-    _view("ade20k_full_sem_seg_freq_val_all", subset="all", split=split, evaluation_set=_evaluation_set(split), **files)
+def _context(part: str, ours: str, fcclip: str, num_images: int) -> tuple[Layout, ...]:
+    """Our folder, which is also MAFT's, with either's images, and FC-CLIP's."""
+    labels = f"annotations_detectron2_ovs/{ours}_{part}"
+    return (
+        *(
+            Layout(base, images, labels, num_images)
+            for base in ("VOC2010", "VOCdevkit/VOC2010")
+            for images in ("JPEGImages", f"{part}/image")
+        ),
+        Layout("pascal_ctx_d2", f"images/{_LONG[part]}", f"{fcclip}/{_LONG[part]}", num_images),
+    )
 
 
-def register_ade20k_zero_shot(root: str) -> None:
-    """``ade20k_{base,novel}_sem_seg_{train,val}`` and ``ade20k_zero_shot_sem_seg_val``: FreeSeg's 135/15 of 150."""
-    split = builtin_split("ade20k_150")
-    sets = _evaluation_set(split, [bool(row["isthing"]) for row in class_table("ade20k_150")])
-    base = os.path.join(root, "ADEChallengeData2016")
-    for part, folder in (("train", "training"), ("val", "validation")):
-        folders = {
-            "image_root": os.path.join(base, "images", folder),
-            "semantic_root": os.path.join(base, "annotations_detectron2", folder),
-            "split": split,
-            "prepare_hint": "python datasets/prepare_ade20k.py --only semantic",
-        }
-        for subset, suffix in _SUFFIXES.items():
-            _view(f"ade20k_{suffix}_sem_seg_{part}", subset=subset, **folders)
-    _view("ade20k_zero_shot_sem_seg_val", subset="all", evaluation_set=sets, **folders)
+_LONG = {"train": "training", "val": "validation"}
+_STUFF = {"table": "coco_stuff_171", "prepare": "prepare_coco_stuff.py"}
+_STUFF_10K = {"table": "coco_stuff_171", "prepare": "prepare_coco_stuff.py --version 10k"}
+_VOC_ROW = {"table": "voc_20", "prepare": "prepare_voc.py"}
+_CONTEXT = {"prepare": "prepare_pascal_context.py"}
+_ADE_FULL = {"table": "ade20k_847", "prepare": "prepare_ade20k_full.py", "ignore_label": 65535}
+_ADE = {"table": "ade20k_150", "prepare": "prepare_ade20k.py --only semantic"}
 
-
-def _view(name: str, **arguments: Any) -> None:
-    if name not in DatasetCatalog.list():
-        register_view(name=name, **arguments)
-
-
-def _published_views(name: str, *, semantic_root: str, **arguments: Any) -> None:
-    """The seen and the unseen classes, from a folder of their own (contiguous numbers) if there is one."""
-    for subset, suffix in _SUFFIXES.items():
-        own = f"{semantic_root}_{suffix}"
-        exists = os.path.isdir(own)
-        _view(
-            name.format(suffix),
-            subset=subset,
-            semantic_root=own if exists else semantic_root,
-            labels_are_classes=exists,
-            **arguments,
+TABLE: tuple[LabelledImages, ...] = (
+    LabelledImages(
+        **_STUFF,
+        layouts=(Layout("coco", "train2017", "stuffthingmaps_detectron2/train2017", 118_287),),
+        views={
+            "coco_2017_train_stuff_sem_seg": _ALL,
+            "coco_2017_train_stuff_base_sem_seg": _BASE,
+            "coco_2017_train_stuff_novel_sem_seg": _NOVEL,
+            "coco_2017_train_stuff_seen_sem_seg": _SEEN,
+        },
+    ),
+    LabelledImages(
+        **_STUFF,
+        layouts=(Layout("coco", "val2017", "stuffthingmaps_detectron2/val2017", 5_000),),
+        views={
+            "coco_2017_test_stuff_sem_seg": _ALL,
+            "coco_2017_test_stuff_base_sem_seg": _BASE,
+            "coco_2017_test_stuff_novel_sem_seg": _NOVEL,
+            "coco_2017_test_stuff_seen_sem_seg": _SEEN,
+            "coco_2017_val_unseen_stuff_seen_sem_seg": _UNSEEN,
+            "coco_2017_val_all_stuff_sem_seg": View(subset="all", seen_first=True),
+        },
+    ),
+    LabelledImages(
+        **_STUFF_10K,
+        layouts=(Layout("coco/coco_stuff_10k", "images_detectron2/train", "annotations_detectron2/train", 9_000),),
+        views={"coco_2017_train_stuff_10k_sem_seg": _PLAIN},
+    ),
+    LabelledImages(
+        **_STUFF_10K,
+        layouts=(Layout("coco/coco_stuff_10k", "images_detectron2/test", "annotations_detectron2/test", 1_000),),
+        views={"coco_2017_test_stuff_10k_sem_seg": _PLAIN},
+    ),
+    LabelledImages(
+        **_VOC_ROW,
+        layouts=_voc("annotations_pascal20", "train", "annotations_ovs", 10_582, 1_464),
+        views={
+            "voc_sem_seg_train": _ALL,
+            "voc_base_sem_seg_train": _BASE,
+            "voc_novel_sem_seg_train": _NOVEL,
+            "pascal_voc_train_seen_sem_seg": View(subset="seen", rename=_ZEGFORMER_VOC),
+        },
+    ),
+    LabelledImages(
+        **_VOC_ROW,
+        layouts=_voc("annotations_pascal20", "val", "annotations_ovs", 1_449, 1_449),
+        views={
+            "voc_sem_seg_test": _ALL,
+            "voc_base_sem_seg_test": _BASE,
+            "voc_novel_sem_seg_test": _NOVEL,
+            "pascal_voc_test_seen_sem_seg": View(subset="seen", rename=_ZEGFORMER_VOC),
+            "pascal_voc_val_unseen_sem_seg": View(subset="unseen", rename=_ZEGFORMER_VOC),
+            "pascal_voc_val_all_sem_seg": View(subset="all", rename=_ZEGFORMER_VOC),
+            # For models that were trained elsewhere: no split.
+            "voc_sem_seg_val": View(rename=_MAFT_VOC),
+        },
+    ),
+    LabelledImages(
+        **_VOC_ROW,
+        layouts=_voc("annotations_pascal21", "train", "annotations_ovs_background", 10_582, 1_464),
+        views={"voc_21_sem_seg_train": _VOC_21},
+    ),
+    LabelledImages(
+        **_VOC_ROW,
+        layouts=_voc("annotations_pascal21", "val", "annotations_ovs_background", 1_449, 1_449),
+        views={"voc_21_sem_seg_val": _VOC_21},
+    ),
+    LabelledImages(
+        **_VOC_ROW,
+        layouts=_voc("", "val", "annotations_ovs_background", 1_449, 0)[:-1],
+        views={"voc_background_sem_seg_val": _VOC_20B},
+    ),
+    *(
+        LabelledImages(
+            **_CONTEXT,
+            table="pascal_context_59",
+            layouts=_context(part, "pc59", "annotations_ctx59", num_images),
+            views={
+                f"pcontext_sem_seg_{part}": _PLAIN,
+                f"pcontext_base_sem_seg_{part}": _BASE,
+                f"pcontext_novel_sem_seg_{part}": _NOVEL,
+                f"pcontext_zero_shot_sem_seg_{part}": _ALL,
+            },
         )
+        for part, num_images in (("train", 4_998), ("val", 5_105))
+    ),
+    *(
+        LabelledImages(
+            **_CONTEXT,
+            table="pascal_context_459",
+            layouts=_context(part, "pc459", "annotations_ctx459", num_images),
+            views={f"pcontext_full_sem_seg_{part}": _PLAIN},
+            ignore_label=65535,
+        )
+        for part, num_images in (("train", 4_998), ("val", 5_105))
+    ),
+    *(
+        LabelledImages(
+            **_ADE_FULL,
+            layouts=tuple(
+                Layout(base, f"images_detectron2/{_LONG[part]}", f"annotations_detectron2/{_LONG[part]}", num_images)
+                for base in ("ADE20K_2021_17_01", "ade/ADE20K_2021_17_01")
+            ),
+            views={f"ade20k_full_sem_seg_{part}": _PLAIN, f"ade20k_full_sem_seg_freq_{part}": _SEEN, **more},
+        )
+        for part, num_images, more in (
+            ("train", 25_574, {}),
+            (
+                "val",
+                2_000,
+                {"ade20k_full_sem_seg_freq_val_unseen": _UNSEEN, "ade20k_full_sem_seg_freq_val_all": _ALL},
+            ),
+        )
+    ),
+    *(
+        LabelledImages(
+            **_ADE,
+            layouts=(
+                Layout(
+                    "ADEChallengeData2016", f"images/{_LONG[part]}", f"annotations_detectron2/{_LONG[part]}", num_images
+                ),
+            ),
+            views={f"ade20k_base_sem_seg_{part}": _BASE, f"ade20k_novel_sem_seg_{part}": _NOVEL, **more},
+        )
+        for part, num_images, more in (
+            ("train", 20_210, {}),
+            ("val", 2_000, {"ade20k_zero_shot_sem_seg_val": _ALL}),
+        )
+    ),
+)
 
 
-def _plain(name: str, classes: Any, **arguments: Any) -> None:
-    if name not in DatasetCatalog.list():
-        colors = [class_color(i) for i in range(len(classes))]
-        register_semantic_folder(name=name, classes=classes, stuff_colors=colors, **arguments)
-
-
-def _evaluation_set(split: ZeroShotSplit, is_thing: list[bool] | None = None) -> dict[str, list[int]]:
-    """ZSSeg's sets of classes that are scored apart: base, and the unseen things and stuffs where there are both."""
-    sets = {"base": list(split.label_ids("seen"))}
-    if is_thing is not None:
-        unseen = split.label_ids("unseen")
-        sets |= {"novel_thing": [i for i in unseen if is_thing[i]]}
-        sets |= {"novel_stuff": [i for i in unseen if not is_thing[i]]}
-    return sets
-
-
-def _existing(preferred: str, otherwise: str) -> str:
-    return preferred if os.path.isdir(preferred) else otherwise
+def register_labelled_images(root: str) -> None:
+    """Register the table's datasets below ``root``."""
+    register_rows(TABLE, root)

@@ -17,7 +17,8 @@ from ovseg_d2.data.datasets.coco_format import class_color, load_semantic_folder
 
 SUBSETS = ("all", "seen", "unseen")
 
-# SPNet's split of COCO-Stuff, the last five of the twenty Pascal VOC classes, and FreeSeg's split of ADE20K.
+# SPNet's split of COCO-Stuff, the last five of the twenty Pascal VOC classes, FreeSeg's split of ADE20K, and OTSeg's of
+# Pascal Context.
 _UNSEEN: dict[str, tuple[str, ...]] = {
     "coco_stuff_171": (
         *("cow", "giraffe", "suitcase", "frisbee", "skateboard", "carrot", "scissors", "cardboard", "clouds", "grass"),
@@ -27,6 +28,9 @@ _UNSEEN: dict[str, tuple[str, ...]] = {
     "ade20k_150": (
         *("grass", "table", "armchair", "tub", "fireplace", "river", "computer", "towel", "tv"),
         *("buffet, counter, sideboard", "basket, handbasket", "lake", "traffic light", "monitor", "flag"),
+    ),
+    "pascal_context_59": (
+        *("cow", "motorbike", "sofa", "cat", "boat", "fence", "bird", "tvmonitor", "keyboard", "aeroplane"),
     ),
 }
 # ZegFormer's split of the full ADE20K: a class that at most so many images show is unseen.
@@ -96,7 +100,8 @@ class ZeroShotSplit:
 
 
 def builtin_split(table: str) -> ZeroShotSplit:
-    """The split of a class table: coco_stuff_171 (156/15), voc_20 (15/5), ade20k_150 (135/15), ade20k_847 (572/275)."""
+    """The split of a class table: coco_stuff_171 (156/15), voc_20 (15/5), pascal_context_59 (49/10), ade20k_150
+    (135/15), ade20k_847 (572/275)."""
     if table == "ade20k_847":
         unseen = tuple(row["name"] for row in class_table(table) if row["image_count"] <= _RARE_IMAGE_COUNT)
     elif table in _UNSEEN:
@@ -109,7 +114,8 @@ def builtin_split(table: str) -> ZeroShotSplit:
 
 
 def split_from_json(path: str, classes: Sequence[str]) -> ZeroShotSplit:
-    """A split file, ``{"unseen": ["cow", ...], "seen": [...]}``; without ``seen`` all other classes are seen.
+    """A split file, ``{"unseen": ["cow", ...], "seen": [...]}``, of names or numbers of classes; without ``seen`` all
+    other classes are seen.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,15 +126,27 @@ def split_from_json(path: str, classes: Sequence[str]) -> ZeroShotSplit:
         found = sorted(content) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{path}: expected an object with 'unseen' and maybe 'seen', found {found}")
     for key, names in content.items():
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{path}: {key!r} is {names!r:.60}; expected a list of class names")
+        if not isinstance(names, list) or not all(type(name) in (str, int) for name in names):
+            raise ValueError(f"{path}: {key!r} is {names!r:.60}; expected a list of class names or numbers")
     seen = content.get("seen")
     return ZeroShotSplit(
         classes=tuple(classes),
-        unseen=tuple(content["unseen"]),
-        seen=None if seen is None else tuple(seen),
+        unseen=_named(content["unseen"], classes, key="unseen", source=path),
+        seen=None if seen is None else _named(seen, classes, key="seen", source=path),
         source=path,
     )
+
+
+def _named(entries: Sequence[str | int], classes: Sequence[str], *, key: str, source: str) -> tuple[str, ...]:
+    """Names of classes that are given by name or by number.
+
+    Raises:
+        ValueError: a number that no class has.
+    """
+    for entry in entries:
+        if isinstance(entry, int) and not 0 <= entry < len(classes):
+            raise ValueError(f"{source}: {key} has class {entry}, expected a name or 0..{len(classes) - 1}")
+    return tuple(classes[entry] if isinstance(entry, int) else entry for entry in entries)
 
 
 def register_zero_shot(
@@ -138,7 +156,7 @@ def register_zero_shot(
     semantic_root: str,
     classes: Sequence[str] | str,
     subset: str = "all",
-    unseen: Sequence[str] | None = None,
+    unseen: Sequence[str | int] | None = None,
     split_json: str | None = None,
     ignore_label: int = 255,
 ) -> None:
@@ -149,7 +167,7 @@ def register_zero_shot(
         semantic_root: folder of label images of the same names, values 0..K-1 or ``ignore_label``.
         classes: the K names, or the name of a class table (``coco_stuff_171``, ``voc_20``, ...).
         subset: seen, unseen or all.
-        unseen: the names that training leaves out.
+        unseen: the classes that training leaves out, names or numbers.
         split_json: or a file with them (:func:`split_from_json`). With neither, the table's own split is taken.
 
     Raises:
@@ -162,7 +180,8 @@ def register_zero_shot(
     if split_json is not None:
         split = split_from_json(split_json, names)
     elif unseen is not None:
-        split = ZeroShotSplit(classes=names, unseen=tuple(unseen), source=f"dataset {name!r}")
+        source = f"dataset {name!r}"
+        split = ZeroShotSplit(classes=names, unseen=_named(unseen, names, key="unseen", source=source), source=source)
     elif is_table:
         split = builtin_split(classes)
     else:

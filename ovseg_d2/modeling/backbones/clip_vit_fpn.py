@@ -58,7 +58,7 @@ class ClipViTFPN(ClipWeights, ViTPyramid):
         }
         encoder = build_clip(clip.NAME, visual_kwargs=options, with_text=False).visual
         if fpn.IMAGE_SIZE:
-            set_position_grid(encoder, fpn.IMAGE_SIZE)
+            set_position_grid(encoder, fpn.IMAGE_SIZE, key="MODEL.CLIP_VIT_FPN.IMAGE_SIZE")
         apply_policy(encoder, clip.TRAINABLE)
         # They make the image's embedding, which no map depends on.
         encoder.tower.ln_post.requires_grad_(False)
@@ -70,17 +70,21 @@ class ClipViTFPN(ClipWeights, ViTPyramid):
         return self.pyramid(self.encoder(images).layers)
 
 
-def set_position_grid(encoder: ClipViT, image_size: int) -> None:
-    """Give an encoder a position table for square images of ``image_size``, as DenseCLIP stores it.
+def set_position_grid(encoder: ClipViT, image_size: int, *, key: str) -> None:
+    """Give an encoder a position table for square images of ``image_size``, as DenseCLIP and ZegCLIP store it.
+
+    Args:
+        key: the config's, for errors.
 
     Raises:
         ValueError: the image is not made of whole patches.
     """
     if image_size % encoder.patch_size:
         raise ValueError(
-            f"MODEL.CLIP_VIT_FPN.IMAGE_SIZE: got {image_size}; expected a multiple of the patches' "
-            f"{encoder.patch_size} pixels, or 0"
+            f"{key}: got {image_size}; expected a multiple of the patches' {encoder.patch_size} pixels, or 0"
         )
     rows = 1 + (image_size // encoder.patch_size) ** 2
     table = encoder.tower.positional_embedding
-    encoder.tower.positional_embedding = nn.Parameter(table.new_zeros(rows, table.shape[1]))
+    encoder.tower.positional_embedding = nn.Parameter(
+        table.new_zeros(rows, table.shape[1]), requires_grad=table.requires_grad
+    )

@@ -24,22 +24,36 @@ class DeepImagePrompts(nn.Module):
     They are inserted behind the position table and CLIP's first norm, so they have neither.
     """
 
-    def __init__(self, *, num_layers: int, num_tokens: int, dim: int, patch_size: int, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_tokens: int,
+        dim: int,
+        patch_size: int,
+        dropout: float = 0.1,
+        project: bool = True,
+        last_norm: bool = True,
+    ) -> None:
         """
         Args:
             num_layers: blocks with prompts, from the first; those behind run without.
             num_tokens: P.
             dim: C, the width of the tower.
             patch_size: of the tower; VPT draws the initial values by it.
+            dropout: of the prompts as they enter a block.
+            project: a linear layer, shared by all blocks, before that.
+            last_norm: a learned norm before the tower's own last one.
         """
         super().__init__()
         self.embeddings = nn.Parameter(torch.empty(num_layers, num_tokens, dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim) if project else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.last_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.last_norm = nn.LayerNorm(dim, eps=1e-6) if last_norm else nn.Identity()
         limit = math.sqrt(6 / (3 * patch_size**2 + dim))
         nn.init.uniform_(self.embeddings, -limit, limit)
-        nn.init.kaiming_normal_(self.proj.weight, mode="fan_out")
+        if project:
+            nn.init.kaiming_normal_(self.proj.weight, mode="fan_out")
 
     def start(self, patches: Tensor) -> Tensor:
         """The patches as they are."""

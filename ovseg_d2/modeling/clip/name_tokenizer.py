@@ -66,12 +66,17 @@ class NameTokenizer:
         tokens = self.tokenizer(list(names))
         counts = (tokens.argmax(dim=1) + 1).tolist()
         for name, count in zip(names, counts, strict=True):
+            if count == tokens.shape[1]:
+                count = len(self.encode(name)) + 2  # before the tokenizer cut it
             if count > self.length:
                 raise ValueError(f"class {name!r} has {count} tokens with SOT and EOT, but {self.limit}")
         return tokens[:, : self.length]
 
     def encode(self, name: str) -> list[int]:
-        """The tokens of the words."""
+        """The tokens of the words; of a tokenizer that cuts texts and cannot tell, those that are left."""
+        encode = getattr(self.tokenizer, "encode", None)
+        if encode is not None:
+            return encode(name)
         tokens = self.tokenizer([name])[0]
         return tokens[1 : int(tokens.argmax())].tolist()
 

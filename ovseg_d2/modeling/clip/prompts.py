@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,8 @@ from ovseg_d2.data.templates import get_templates
 from ovseg_d2.modeling.clip.build import clip_tokenizer
 from ovseg_d2.modeling.clip.clip import Clip
 from ovseg_d2.modeling.clip.text_encoder import ClipTextEncoder
+
+logger = logging.getLogger(__name__)
 
 #: Standard deviation of CLIP's own token embeddings, which CoOp, MaPLe and IVLP start from too.
 INIT_STD = 0.02
@@ -87,12 +90,43 @@ class DeepTextPrompts(nn.Module):
         num_prompts = self.prompts.shape[1]
         if num_words > num_prompts:
             raise ValueError(f"a template of {num_words} tokens for {num_prompts} deep text prompts; at most as many")
+        if num_words < num_prompts:
+            logger.warning(
+                "a template of %d tokens for %d deep text prompts: the first %d keep their random values",
+                *(num_words, num_prompts, num_prompts - num_words),
+            )
         states = encoder.block_inputs(tokens[:, : num_words + 1])[:, 0, 1:]
         self.prompts[:, num_prompts - num_words :] = states.to(self.prompts)
 
     def forward(self, encoder: ClipTextEncoder, tokens: Tensor, *, class_ids: Tensor | None = None) -> Tensor:
         """(B, L) int64 tokens -> (1, B, D) embeddings, not normalised; all classes share the prompts."""
         return encoder(tokens, deep_prompts=self.prompts)[None]
+
+
+def template_tokens(clip_name: str, template: str, *, num_tokens: int, key: str) -> Tensor:
+    """A template as :meth:`DeepTextPrompts.init_from_template` takes it, on the CPU, checked before there are weights.
+
+    Args:
+        template: what stands before the name, "this is a photo of a".
+        num_tokens: how many prompts there are.
+        key: of the config that holds the template, for errors.
+
+    Returns:
+        (1, L) int64.
+
+    Raises:
+        ValueError: a place for the name in it, or more tokens than prompts.
+    """
+    if "{" in template:
+        raise ValueError(f"{key} is {template!r}; expected the words before the name alone, without '{{}}'")
+    with torch.device("cpu"):  # models are built on the meta device, too
+        tokens = clip_tokenizer(clip_name)([template])
+    num_words = int(tokens[0].argmax()) - 1
+    if num_words > num_tokens:
+        raise ValueError(
+            f"{key} is {template!r}, {num_words} tokens for {num_tokens} deep text prompts; expected at most as many"
+        )
+    return tokens
 
 
 class SentencePrompts(nn.Module):

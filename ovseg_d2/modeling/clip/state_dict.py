@@ -48,13 +48,16 @@ def pretrained_names(clip: Clip) -> list[str]:
     return [name for name in clip.state_dict() if name.startswith((_VISUAL, "text.")) or name == "logit_scale"]
 
 
-def fitted_weights(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fitted_weights(
+    state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], *, pos_mode: str = "bicubic"
+) -> dict[str, Tensor]:
     """The weights of CLIP's towers in the form that a model has them: input projections of attention packed or split,
-    and the position table of a ViT on its grid (bicubic, as open_clip does it; the log tells).
+    and the position table of a ViT on its grid (the log tells).
 
     Args:
         state_dict: of a checkpoint; what is not CLIP's stays as it is.
         own: of the model, names alike.
+        pos_mode: how the table is resized; bicubic in open_clip.
     """
     weights = pack_split_weights(split_packed_weights(state_dict, own), own)
     for name, table in weights.items():
@@ -62,7 +65,7 @@ def fitted_weights(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) 
             continue
         found, wanted = (math.isqrt(t.shape[-2] - 1) for t in (table, own[name]))
         if (found**2 + 1, wanted**2 + 1, table.shape[-1]) == (table.shape[-2], *own[name].shape[-2:]):
-            weights[name] = resize_position_embedding(table, (wanted, wanted), mode="bicubic", align_corners=False)
+            weights[name] = resize_position_embedding(table, (wanted, wanted), mode=pos_mode, align_corners=False)
             logger.warning(
                 f"{name}: {found} x {found} positions in the file, resized to the model's {wanted} x {wanted}"
             )
@@ -90,7 +93,7 @@ def load_clip_state_dict(clip: Clip, state_dict: Mapping[str, Tensor], source: s
     own = {name: own[name] for name in pretrained_names(clip)}
     if "logit_scale" in weights and weights["logit_scale"].numel() == 1:
         weights["logit_scale"] = weights["logit_scale"].reshape(own["logit_scale"].shape)
-    weights = fitted_weights(weights, own)
+    weights = fitted_weights(weights, own, pos_mode=getattr(clip.visual, "pos_mode", "bicubic"))
 
     _require_equal(own, weights, source)
     clip.load_state_dict(weights, strict=False)

@@ -15,7 +15,7 @@ embedding an image of one size; segmentation wants more from the same weights:
 
 * embeddings of masks (:mod:`ovseg_d2.modeling.clip.mask_bias`).
 
-The image's embedding always comes from the ordinary path.
+The image's embedding always comes from the ordinary path, which ends before the last block if nobody wants it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TokenStates:
 
     Attributes:
         last: (N, 1 + L, C) what leaves the last block, class token first; with prompts (N, 1 + P + L, C). None if the
-            blocks that mask tokens enter were left out.
+            blocks that mask tokens enter were left out, or there is no image embedding.
         dense: the same from the ``last_block`` variant; None if there is none.
         layers: the same after single blocks, by ``block{i}``.
         start: (N, 1 + L, C) what enters the first block with mask tokens; None if there is none.
@@ -76,6 +76,7 @@ class ClipTokenEncoder(ClipImageEncoder):
         patch_size: int,
         out_layers: Sequence[str] = (),
         last_block: str = "full",
+        image_embedding: bool = True,
         mask_mode: str = "none",
         start_layer: int | None = None,
         mask_logit_scale: float = -5.0,
@@ -91,6 +92,7 @@ class ClipTokenEncoder(ClipImageEncoder):
             width, num_heads, num_layers, patch_size: of the tower.
             out_layers: ``block{i}``, i from 0: the outputs of blocks to return as maps.
             last_block: how the dense embeddings are made (see the module); "none": there are none.
+            image_embedding: False leaves the image's embedding out, and what is computed for it alone.
             mask_mode: how :meth:`encode_masks` works, "maskclippp" or "maft"; "none": not at all.
             start_layer: the first block with mask tokens, from 0, or from the end if negative. None: MaskCLIP++'s
                 choice, the third from the end.
@@ -125,6 +127,7 @@ class ClipTokenEncoder(ClipImageEncoder):
         self.patch_size = patch_size
         self.out_layers = tuple(out_layers)
         self.last_block = last_block
+        self.image_embedding = image_embedding
         self.mask_mode = mask_mode
         self.start_layer = start_layer
         self.pos_mode = pos_mode
@@ -226,6 +229,8 @@ class ClipTokenEncoder(ClipImageEncoder):
                 if masks_only:
                     return TokenStates(last=None, dense=None, layers=layers, start=start, grid=grid)
             entering = x
+            if index == len(self.blocks) - 1 and not self._needs_last_block:
+                break
             x = self._run(self._block, index, x, rotation)
             if f"block{index}" in self.out_layers:
                 layers[f"block{index}"] = x
@@ -234,9 +239,15 @@ class ClipTokenEncoder(ClipImageEncoder):
             assert (proxy is None) == (self.last_block != "proxy"), self.last_block
             weights = None if proxy is None else proxy(images, grid)
             dense = self._run(self._dense_block, len(self.blocks) - 1, entering, rotation, weights)
+        last = x if self.image_embedding else None
         if prompts is not None:
-            x, dense = (None if y is None else prompts.norm(y) for y in (x, dense))
-        return TokenStates(last=x, dense=dense, layers=layers, start=start, grid=grid)
+            last, dense = (None if y is None else prompts.norm(y) for y in (last, dense))
+        return TokenStates(last=last, dense=dense, layers=layers, start=start, grid=grid)
+
+    @property
+    def _needs_last_block(self) -> bool:
+        """Whether anything comes from what leaves the ordinary last block."""
+        return self.image_embedding or self.last_block == "full" or f"block{len(self.blocks) - 1}" in self.out_layers
 
     def _block(self, index: int, x: Tensor, rotation: Tensor | None) -> Tensor:
         x = x + self.attention_update(index, F.scaled_dot_product_attention(*self.project(index, x, rotation)))

@@ -1,9 +1,11 @@
-"""Residual attention and feed-forward blocks of the query decoders (DETR, arXiv 2005.12872, appendix A.3)."""
+"""Attention and feed-forward layers; the residual ones are those of DETR (arXiv 2005.12872, appendix A.3)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+SCALES = ("head", "dim")
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -75,6 +77,54 @@ class ResidualAttention(nn.Module):
             update = self.attn(query, memory_with_pos, memory, blocked=blocked)
         x = x + self.dropout(update)
         return x if self.pre_norm else self.norm(x)
+
+
+def attention_scale(*, dim: int, num_heads: int, kind: str = "head") -> float:
+    """What the products of queries and keys are multiplied with: 1 / sqrt of a head's channels, or of all ("dim")."""
+    assert num_heads > 0 and dim % num_heads == 0, f"{num_heads} heads, {dim} channels"
+    assert kind in SCALES, kind
+    return (dim // num_heads if kind == "head" else dim) ** -0.5
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention with a projection each for queries, keys and values."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        bias: bool = True,
+        scale: str = "head",
+        dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            dim: C, a multiple of ``num_heads``.
+            bias: of queries, keys and values; the projection of the result always has one.
+            scale: see :func:`attention_scale`.
+            dropout: of the result.
+            weight_dropout: of the attention weights.
+        """
+        super().__init__()
+        self.scale = attention_scale(dim=dim, num_heads=num_heads, kind=scale)
+        self.num_heads = num_heads
+        self.dropout, self.weight_dropout = dropout, weight_dropout
+        self.q_proj = nn.Linear(dim, dim, bias=bias)
+        self.k_proj = nn.Linear(dim, dim, bias=bias)
+        self.v_proj = nn.Linear(dim, dim, bias=bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        """(N, Q, C) queries, (N, L, C) keys and values -> (N, Q, C)."""
+        q, k, v = (
+            project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for project, x in ((self.q_proj, query), (self.k_proj, memory), (self.v_proj, memory))
+        )
+        weight_dropout = self.weight_dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=weight_dropout, scale=self.scale)
+        return F.dropout(self.proj(out.transpose(1, 2).flatten(-2)), self.dropout, self.training)
 
 
 class ResidualFFN(nn.Module):

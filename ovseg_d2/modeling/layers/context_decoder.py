@@ -3,29 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-
-class _Attention(nn.Module):
-    """Multi-head attention whose queries, keys and values have no bias."""
-
-    def __init__(self, *, dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.q_proj = nn.Linear(dim, dim, bias=False)
-        self.k_proj = nn.Linear(dim, dim, bias=False)
-        self.v_proj = nn.Linear(dim, dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        """(N, K, C) queries, (N, L, C) keys and values -> (N, K, C)."""
-        q, k, v = (
-            project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for project, x in ((self.q_proj, query), (self.k_proj, memory), (self.v_proj, memory))
-        )
-        out = F.scaled_dot_product_attention(q, k, v)
-        return F.dropout(self.proj(out.transpose(1, 2).flatten(-2)), self.dropout, self.training)
+from ovseg_d2.modeling.layers.attention import CrossAttention
 
 
 class _DecoderLayer(nn.Module):
@@ -33,8 +12,8 @@ class _DecoderLayer(nn.Module):
 
     def __init__(self, *, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.self_attn = _Attention(dim=dim, num_heads=num_heads, dropout=dropout)
-        self.cross_attn = _Attention(dim=dim, num_heads=num_heads, dropout=dropout)
+        self.self_attn = CrossAttention(dim=dim, num_heads=num_heads, bias=False, dropout=dropout)
+        self.cross_attn = CrossAttention(dim=dim, num_heads=num_heads, bias=False, dropout=dropout)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
 

@@ -88,9 +88,15 @@ class FocalMaskLoss:
         """Sums over R masks: (R, h, w) logits, (M, H, W) bool, and which of the M belong to the R."""
         masks = masks[matched].bool()
         logits = F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        probs = logits.sigmoid()
-        wrong = torch.where(masks, 1 - probs, probs)
-        weights = self.alpha * masks + (1 - self.alpha) * ~masks
-        ce = F.softplus(torch.where(masks, -logits, logits))
-        focal = (weights * wrong**self.gamma * ce).flatten(1).mean(1)
-        return focal.sum(), dice_losses(probs.flatten(1), masks.flatten(1)).sum()
+        weights = torch.where(masks, self.alpha, 1 - self.alpha)
+        focal = weights * unweighted_focal(torch.where(masks, -logits, logits), self.gamma)
+        return focal.flatten(1).mean(1).sum(), dice_losses(logits.sigmoid().flatten(1), masks.flatten(1)).sum()
+
+
+def unweighted_focal(wrong_logits: Tensor, gamma: float) -> Tensor:
+    """Focal loss (arXiv 1708.02002, equation 4) of logits of being wrong; of the same shape.
+
+    Args:
+        gamma: how much the loss turns to what is still wrong.
+    """
+    return wrong_logits.sigmoid() ** gamma * F.softplus(wrong_logits)

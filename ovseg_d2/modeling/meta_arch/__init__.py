@@ -4,6 +4,7 @@ from ovseg_d2.modeling.meta_arch import dense_clip as _dense_clip  # noqa: F401 
 from ovseg_d2.modeling.meta_arch import fcclip as _fcclip  # noqa: F401
 from ovseg_d2.modeling.meta_arch import fga_seg as _fga_seg  # noqa: F401
 from ovseg_d2.modeling.meta_arch import frozen_clip as _frozen_clip  # noqa: F401
+from ovseg_d2.modeling.meta_arch import ldvc as _ldvc  # noqa: F401
 from ovseg_d2.modeling.meta_arch import maft as _maft  # noqa: F401
 from ovseg_d2.modeling.meta_arch import maft_plus as _maft_plus  # noqa: F401
 from ovseg_d2.modeling.meta_arch import mask2former as _mask2former  # noqa: F401

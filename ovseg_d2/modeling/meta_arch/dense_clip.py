@@ -110,7 +110,7 @@ class DenseCLIP(PixelSegmentor):
         clip: Clip = shared["clip"]
         if is_vit:
             if cfg.MODEL.CLIP_VIT_FPN.IMAGE_SIZE:
-                set_position_grid(clip.visual, cfg.MODEL.CLIP_VIT_FPN.IMAGE_SIZE)
+                set_position_grid(clip.visual, cfg.MODEL.CLIP_VIT_FPN.IMAGE_SIZE, key="MODEL.CLIP_VIT_FPN.IMAGE_SIZE")
             pyramid = Pyramid(
                 width=clip.visual.width,
                 patch_size=clip.visual.patch_size,

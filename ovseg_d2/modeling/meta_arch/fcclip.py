@@ -116,8 +116,7 @@ class FCCLIP(ClipSegmentor):
     def ensemble(self, proposals: MaskProposals, features: ClipFeatures, text: TextClasses) -> Tensor:
         """The generator's and CLIP's classification in one (equation 6): logarithms of probabilities (N, Q, K + 1)."""
         mask_logits = proposals.mask_logits
-        mask_embeds = self.clip.visual.encode_masks(features, mask_logits, from_logits=True)
-        clip_logits = cosine_logits(mask_embeds, text, self.clip.scale())
+        clip_logits = self.clip_logits(features, mask_logits, text)
         proposal_logits = proposals.class_logits.float()
         judged: Tensor | float = 1.0
         if self.ensemble_valid_masks_only:
@@ -131,3 +130,8 @@ class FCCLIP(ClipSegmentor):
             beta=self.ensemble_beta * judged,
         )
         return with_void(normalised_logits(class_probs), proposal_logits.softmax(-1)[..., -1])
+
+    def clip_logits(self, features: ClipFeatures, mask_logits: Tensor, text: TextClasses) -> Tensor:
+        """CLIP's classification (N, Q, K) of masks (N, Q, h, w)."""
+        mask_embeds = self.clip.visual.encode_masks(features, mask_logits, from_logits=True)
+        return cosine_logits(mask_embeds, text, self.clip.scale())

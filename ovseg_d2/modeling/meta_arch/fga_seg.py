@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from ovseg_d2.modeling.clip.image_prompts import PromptTokens
 from ovseg_d2.modeling.clip.name_tokenizer import first_names
 from ovseg_d2.modeling.clip.prompts import DeepTextPrompts
 from ovseg_d2.modeling.clip.trainable import apply_policy
-from ovseg_d2.modeling.inference.mask_inference import MaskInference, crop_and_resize
 from ovseg_d2.modeling.losses.pixel_losses import (
     pixel_binary_cross_entropy,
     pixel_cross_entropy,
@@ -26,20 +24,20 @@ from ovseg_d2.modeling.losses.pixel_losses import (
     text_pixel_alignment_loss,
 )
 from ovseg_d2.modeling.mask_classification.mask_encoder import PADDED_SQUARE, MaskEncoder, divisor_of
-from ovseg_d2.modeling.meta_arch.pixel_segmentor import PixelSegmentor
+from ovseg_d2.modeling.meta_arch.score_segmentor import ScoreSegmentor
 from ovseg_d2.modeling.pixel_classification.build import build_cost_head
 from ovseg_d2.modeling.pixel_classification.cost_head import CostHead
 from ovseg_d2.modeling.pixel_classification.pixel_text_alignment import (
     PixelToTextTransformer,
     TextToPixelProjection,
 )
-from ovseg_d2.structures import ImageBatch, MaskProposals, SegmentationTargets, TextClasses, Vocabulary
+from ovseg_d2.structures import ImageBatch, SegmentationTargets, TextClasses, Vocabulary
 
 _KEY = "MODEL.OVSEG.FGA_SEG"
 
 
 @META_ARCH_REGISTRY.register()
-class FGASeg(PixelSegmentor):
+class FGASeg(ScoreSegmentor):
     """Queries and values of both of CLIP's towers train, so that texts are encoded in every iteration."""
 
     #: Whether ``FGA_SEG`` asks for what FGA-seg adds to CAT-Seg.
@@ -76,7 +74,7 @@ class FGASeg(PixelSegmentor):
             aux_weights: of the cost head's auxiliary predictions, in its order.
             class_loss: "bce", every class by itself, or "ce", a softmax over the classes.
             pooling, test_pooling: of the aggregation over classes, in training and in evaluation.
-            shared: see :class:`PixelSegmentor`.
+            shared: see :class:`ScoreSegmentor`.
 
         Raises:
             ValueError: another class loss, other than three weights, or an unknown alignment loss.
@@ -98,6 +96,7 @@ class FGASeg(PixelSegmentor):
         self.align_loss, self.align_weight = align_loss, align_weight
         self.aux_weights = tuple(aux_weights)
         self.class_loss = class_loss
+        self.independent_classes = class_loss == "bce"
         self.pooling, self.test_pooling = pooling, test_pooling
         self.train(self.training)
 
@@ -205,7 +204,6 @@ class FGASeg(PixelSegmentor):
         return self.clip_frame.to_frame(maps, frame, images)
 
     def batch_logits(self, images: ImageBatch, vocabulary: Vocabulary) -> Tensor:
-        """Class logits (N, K, h, w) on the padded images, at any resolution."""
         frame, dense, text, guidance = self.encode(images, vocabulary)
         return self.on_frame(self.cost_head(dense, text, guidance).logits, frame, images)
 
@@ -213,53 +211,6 @@ class FGASeg(PixelSegmentor):
         size = (images.shape[-2], images.shape[-1])
         batch = ImageBatch(tensor=images, image_sizes=[size] * len(images), image_ids=list(range(len(images))))
         return self.batch_logits(batch, vocabulary)
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """(N, K, h, w) -> what stands for a probability, of the same shape."""
-        return logits.float().sigmoid() if self.class_loss == "bce" else logits.float().softmax(dim=1)
-
-    def predict(self, images: ImageBatch, vocabulary: Vocabulary) -> MaskProposals:
-        """As in the base class. Scores of windows are averaged, not logits; the results are what these are the logits
-        of, on the padded images, or on images that the sliding window warps to one size."""
-        window = self.sliding_window
-        if window is None:
-            return MaskProposals(mask_logits=self.batch_logits(images, vocabulary))
-
-        def run(windows: Tensor) -> Tensor:
-            return self.pixel_logits(windows, vocabulary)
-
-        maps = []
-        for image, (height, width) in zip(images.tensor, images.image_sizes, strict=True):
-            scores = window.image_scores(run, image[:, :height, :width], self.scores)
-            if not window.image_size:
-                padding = (0, images.padded_size[1] - width, 0, images.padded_size[0] - height)
-                scores = F.pad(scores, padding, mode="replicate")
-            maps.append(scores)
-        scores = torch.stack(maps)
-        return MaskProposals(mask_logits=scores.logit() if self.class_loss == "bce" else scores.log())
-
-    def results(
-        self,
-        proposals: MaskProposals,
-        images: ImageBatch,
-        batched_inputs: Sequence[dict[str, Any]],
-        vocabulary: Vocabulary,
-        inference: MaskInference,
-    ) -> list[dict[str, Any]]:
-        """``sem_seg``: scores (K, H, W) in [0, 1], which are resized, not their logits."""
-        warped = self.sliding_window is not None and self.sliding_window.image_size > 0
-        results = []
-        for scores, x, image_size in zip(
-            self.scores(proposals.mask_logits).split(1), batched_inputs, images.image_sizes, strict=True
-        ):
-            output_size = (x.get("height", image_size[0]), x.get("width", image_size[1]))
-            size = output_size if warped else images.padded_size
-            if scores.shape[-2:] != size:
-                scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-            if not warped:
-                scores = crop_and_resize(scores[0], image_size=image_size, output_size=output_size)[None]
-            results.append({"sem_seg": scores[0]})
-        return results
 
 
 @META_ARCH_REGISTRY.register()
@@ -281,7 +232,7 @@ def _visual_options(cfg: CfgNode) -> dict[str, Any]:
         raise ValueError(f"MODEL.OVSEG.CLIP.NAME: {name} is of the kind {kind!r}; CATSeg and FGASeg take a ViT")
     if len(layers) != 2:
         raise ValueError(f"{_KEY}.GUIDANCE_LAYERS is {list(layers)}; expected two blocks, counted from 0")
-    return {"out_layers": [f"block{i}" for i in layers], "last_block": "value_cls"}
+    return {"out_layers": [f"block{i}" for i in layers], "last_block": "value_cls", "image_embedding": False}
 
 
 def _freeze_last_queries(clip: Clip) -> None:

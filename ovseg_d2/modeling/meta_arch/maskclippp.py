@@ -14,7 +14,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
-from ovseg_d2.modeling.clip.architectures import tower_kind
 from ovseg_d2.modeling.clip.trainable import apply_policy
 from ovseg_d2.modeling.inference.mask_inference import MaskInference
 from ovseg_d2.modeling.layers.step_counter import StepCounter
@@ -30,6 +29,12 @@ from ovseg_d2.modeling.mask_classification.region_priors import (
     matched_masks,
     regions_on_grid,
 )
+from ovseg_d2.modeling.meta_arch.maskclippp_options import (
+    require_untuned_features,
+    scales_cosines,
+    similarity_context,
+    visual_options,
+)
 from ovseg_d2.modeling.meta_arch.open_vocabulary import ClipSegmentor
 from ovseg_d2.modeling.proposals import build_mask_proposals, has_classes
 from ovseg_d2.modeling.proposals.generator_copy import GeneratorCopy
@@ -42,8 +47,6 @@ from ovseg_d2.structures import (
     TextClasses,
     Vocabulary,
 )
-
-_COSINES = ("cosine", "mask_linear", "text_linear")
 
 
 @META_ARCH_REGISTRY.register()
@@ -107,10 +110,10 @@ class MaskCLIPpp(ClipSegmentor):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         options = cfg.MODEL.OVSEG.MASKCLIPPP
-        shared = cls.shared_from_config(cfg, **_visual_options(cfg))
+        shared = cls.shared_from_config(cfg, **visual_options(cfg))
         apply_policy(shared["clip"].text, cfg.MODEL.OVSEG.TEXT.TRAINABLE)
         proposals = build_mask_proposals(cfg, shared["clip"])
-        _require_untuned_features(cfg, proposals)
+        require_untuned_features(cfg, proposals)
         return {
             "similarity": build_similarity(
                 cfg, dim=shared["clip"].visual.embed_dim, num_prompts=len(shared["text_classifier"].templates)
@@ -124,9 +127,8 @@ class MaskCLIPpp(ClipSegmentor):
             ),
             "prior": options.PRIOR,
             "ignore_empty": options.IGNORE_EMPTY,
-            # What is but a cosine in the end has no other temperature.
-            "use_logit_scale": options.USE_LOGIT_SCALE or options.SIMILARITY in _COSINES,
-            "context": _context(cfg),
+            "use_logit_scale": scales_cosines(cfg),
+            "context": similarity_context(cfg),
             "similarity_at_test": options.SIMILARITY_AT_TEST,
             "seed": max(cfg.SEED, 0),
             **shared,
@@ -287,53 +289,3 @@ class MaskCLIPpp(ClipSegmentor):
                 n=60,
                 name=__name__,
             )
-
-
-def _context(cfg: CfgNode) -> str:
-    """What the similarity wants to see of the image.
-
-    Raises:
-        ValueError: ``PSEUDO_TEXT.FROM`` is nothing that there is.
-    """
-    options = cfg.MODEL.OVSEG.MASKCLIPPP
-    if options.PSEUDO_TEXT.FROM not in ("dense", "image"):
-        raise ValueError(
-            f"MODEL.OVSEG.MASKCLIPPP.PSEUDO_TEXT.FROM is {options.PSEUDO_TEXT.FROM!r}; allowed are dense, image"
-        )
-    return options.PSEUDO_TEXT.FROM if options.SIMILARITY.startswith("pseudo_text") else "none"
-
-
-def _require_untuned_features(cfg: CfgNode, generator: nn.Module) -> None:
-    """
-    Raises:
-        ValueError: the generator sees the features of a CLIP that is tuned, as no generator was trained on.
-    """
-    policy = cfg.MODEL.OVSEG.CLIP.TRAINABLE
-    if getattr(generator, "needs_clip_features", False) and policy != "frozen":
-        raise ValueError(
-            f"MODEL.OVSEG.PROPOSALS.CLIP_NAME is '', but MODEL.OVSEG.CLIP.TRAINABLE {policy!r} tunes the model's CLIP, "
-            f"whose features the {type(generator).__name__} would get; expected the CLIP that it was trained on"
-        )
-
-
-def _visual_options(cfg: CfgNode) -> dict[str, Any]:
-    """What the image encoder computes, in the words of the tower that ``MODEL.OVSEG.CLIP.NAME`` has."""
-    options = cfg.MODEL.OVSEG.MASKCLIPPP
-    kind = tower_kind(cfg.MODEL.OVSEG.CLIP.NAME)
-    dense = _context(cfg) == "dense" or options.PRIOR == "pixels"
-    if kind == "convnext":
-        return {"mask_pooling": "soft", "dense": dense}
-    attention = {
-        "mask_logit_scale": options.LOG_ALPHA,
-        "learn_mask_logit_scale": options.LEARN_ALPHA,
-        "pos_mode": "bicubic",
-        "pos_align_corners": True,
-    }
-    if kind == "resnet":
-        return {"mask_pooling": "soft", "dense": "value" if dense else "none", **attention}
-    return {
-        "mask_mode": "maskclippp",
-        "start_layer": options.START_LAYER,
-        "last_block": "value" if dense else "none",
-        **attention,
-    }

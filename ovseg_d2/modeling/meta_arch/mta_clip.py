@@ -234,6 +234,9 @@ def build_text_classifier(cfg: CfgNode, clip: Clip) -> TextClassifier:
             clip_name=ovseg.CLIP.NAME,
             places=clip.text.context_length,
         )
+    else:
+        places = clip.text.context_length
+        tokenizer = NameTokenizer(tokenizer, length=places, limit=f"{ovseg.CLIP.NAME} has {places} places")
     return TextClassifier(
         tokenizer=tokenizer, templates=templates, cache_dir=ovseg.TEXT.CACHE_DIR, normalise=not mta.TEXT_ENHANCED
     )

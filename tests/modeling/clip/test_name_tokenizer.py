@@ -24,6 +24,15 @@ def test_longer_names_are_refused():
         names(["grass", "red star"])
 
 
+def test_a_text_beyond_the_towers_places_is_refused_with_its_whole_length():
+    """CLIP's tokenizer cuts it to 77 without a word."""
+    names = NameTokenizer(TOKENIZER, length=77, limit="X has 77 places")
+    fits = "grass " * 75
+    assert names([fits]).shape == (1, 77)
+    with pytest.raises(ValueError, match="has 81 tokens with SOT and EOT, but X has 77 places"):
+        names([fits, "grass " * 79])
+
+
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [

@@ -7,7 +7,13 @@ import torch
 from detectron2.config import CfgNode
 
 from ovseg_d2.modeling.clip.build import build_clip_from_config, clip_tokenizer
-from ovseg_d2.modeling.clip.prompts import DeepTextPrompts, LearnableContexts, SentencePrompts, build_sentence_prompts
+from ovseg_d2.modeling.clip.prompts import (
+    DeepTextPrompts,
+    LearnableContexts,
+    SentencePrompts,
+    build_sentence_prompts,
+    template_tokens,
+)
 from ovseg_d2.modeling.clip.text_encoder import ClipTextEncoder
 from ovseg_d2.modeling.text_classifier import TextClassifier
 from tests.helpers import numbered_vocabulary, randomise, tiny_cfg
@@ -36,19 +42,32 @@ def test_deep_prompts_replace_what_a_block_made_of_them(encoder):
     torch.testing.assert_close(inputs[0][:, 1:4], prompts.prompts[1].expand(2, -1, -1))
 
 
-def test_a_short_template_stands_next_to_the_name(encoder):
+def test_a_short_template_stands_next_to_the_name(encoder, monkeypatch):
+    lines = []
+    monkeypatch.setattr("ovseg_d2.modeling.clip.prompts.logger.warning", lambda text, *args: lines.append(text % args))
     prompts = DeepTextPrompts(num_layers=2, num_tokens=6, dim=16)
     before = prompts.prompts.clone()
     tokens = TOKENIZER(["a photo of a"])
     prompts.init_from_template(encoder, tokens)
     assert torch.equal(prompts.prompts[:, :2], before[:, :2])
     torch.testing.assert_close(prompts.prompts[:, 2:], encoder.block_inputs(tokens)[:, 0, 1:5])
+    assert lines == ["a template of 4 tokens for 6 deep text prompts: the first 2 keep their random values"]
 
 
 def test_a_template_longer_than_the_prompts(encoder):
     prompts = DeepTextPrompts(num_layers=2, num_tokens=3, dim=16)
     with pytest.raises(ValueError, match="a template of 4 tokens for 3 deep text prompts"):
         prompts.init_from_template(encoder, TOKENIZER(["a photo of a"]))
+
+
+def test_templates_are_checked_before_there_are_weights():
+    with torch.device("meta"):
+        tokens = template_tokens("OVShapes-ViT", "this is a photo of a", num_tokens=6, key="KEY")
+    assert tokens.device.type == "cpu" and int(tokens[0].argmax()) == 7
+    with pytest.raises(ValueError, match="KEY is 'this is a photo of a', 6 tokens for 5 deep text prompts"):
+        template_tokens("OVShapes-ViT", "this is a photo of a", num_tokens=5, key="KEY")
+    with pytest.raises(ValueError, match="KEY is 'a photo of a {}'; expected the words before the name alone"):
+        template_tokens("OVShapes-ViT", "a photo of a {}", num_tokens=6, key="KEY")
 
 
 def test_gradients_reach_the_prompts_of_every_layer_alone(encoder):

@@ -47,6 +47,20 @@ def test_image_embedding_comes_from_the_ordinary_path(last_block):
     assert (features.dense is None) == (last_block == "none")
 
 
+@pytest.mark.parametrize(("last_block", "out_layer", "runs"), [("value_cls", 0, 3), ("value", 3, 4), ("full", 0, 4)])
+@torch.no_grad()
+def test_without_an_image_embedding_the_last_block_runs_where_it_is_needed(last_block, out_layer, runs, monkeypatch):
+    tower, images, blocks = vit_tower(), random_images(32, 32), []
+    options = {"last_block": last_block, "out_layers": [f"block{out_layer}"]}
+    expected = ClipViT(tower, **options)(images)
+    encoder = ClipViT(tower, image_embedding=False, **options)
+    ordinary = encoder._block
+    monkeypatch.setattr(encoder, "_block", lambda index, *args: blocks.append(index) or ordinary(index, *args))
+    features = encoder(images)
+    assert blocks == list(range(runs)) and features.image_embeds is None
+    close((features.dense, features.layers), (expected.dense, expected.layers))
+
+
 @torch.no_grad()
 def test_other_sizes_equal_a_tower_built_for_them():
     square, native = vit_tower(32), vit_tower((24, 40))

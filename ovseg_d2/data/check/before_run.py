@@ -12,8 +12,20 @@ from detectron2.utils.file_io import PathManager
 
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 
-#: Meta-architectures whose classifier has one output a class: all datasets of a run must have the same classes.
-CLOSED_VOCABULARY = ("Mask2Former", "DenseCLIP")
+#: Meta-architectures whose classifier has one output a class, unless the config says otherwise.
+_CLOSED_VOCABULARY = ("Mask2Former", "DenseCLIP", "MTACLIP")
+
+
+def has_closed_vocabulary(cfg: Any, *, training: bool = False) -> bool:
+    """Whether the classes are those of ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``, so that all datasets must have the same.
+
+    MTA-CLIP can match masks with texts of any vocabulary: instead of a classifier, or at test beside one that training
+    still needs.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "MTACLIP":
+        return cfg.MODEL.META_ARCHITECTURE in _CLOSED_VOCABULARY
+    has_head = cfg.MODEL.OVSEG.PROPOSALS.CLASS_HEAD == "linear"
+    return has_head and (training or cfg.MODEL.OVSEG.MTA_CLIP.SCORE == "head")
 
 
 def require_registered(name: str) -> None:
@@ -80,12 +92,13 @@ def check_dataset(cfg: Any, dataset_names: str | Sequence[str]) -> None:
         records = load_dataset_dicts(name, filter_empty=False)
         _check_classes(cfg, name)
         _check_seen(cfg, name)
-        _check_categories(name, records)
+        check_categories(name, records)
         for key in _needed_keys(cfg, name):
-            _check_files(name, records, key)
-        _check_every_label_has_an_image(name, records)
-    if cfg.MODEL.META_ARCHITECTURE in CLOSED_VOCABULARY:
-        _check_same_names(names)
+            check_files(name, records, key)
+        check_every_label_has_an_image(name, records)
+    closed = [name for name in names if has_closed_vocabulary(cfg, training=name in cfg.DATASETS.TRAIN)]
+    if closed:
+        _check_same_names(closed)
 
 
 def _needed_keys(cfg: Any, name: str) -> tuple[str, ...]:
@@ -110,7 +123,7 @@ def _check_folders(name: str, keys: Iterable[str]) -> None:
             raise FileNotFoundError(f"dataset {name!r}: folder {folder} does not exist{_hint(metadata)}")
 
 
-def _check_files(name: str, records: Sequence[dict[str, Any]], key: str) -> None:
+def check_files(name: str, records: Sequence[dict[str, Any]], key: str) -> None:
     """Compare with one listing a folder, which takes seconds where a look at each file would take minutes."""
     paths = [record[key] for record in records if key in record]
     listings: dict[str, set[str]] = {}
@@ -130,7 +143,7 @@ def _check_files(name: str, records: Sequence[dict[str, Any]], key: str) -> None
         )
 
 
-def _check_every_label_has_an_image(name: str, records: Sequence[dict[str, Any]]) -> None:
+def check_every_label_has_an_image(name: str, records: Sequence[dict[str, Any]]) -> None:
     """detectron2 pairs a folder of labels with a folder of images and silently drops what has no partner."""
     metadata = MetadataCatalog.get(name)
     if getattr(metadata, "evaluator_type", None) != "sem_seg" or not hasattr(metadata, "sem_seg_root"):
@@ -146,7 +159,7 @@ def _check_every_label_has_an_image(name: str, records: Sequence[dict[str, Any]]
         )
 
 
-def _check_categories(name: str, records: Sequence[dict[str, Any]]) -> None:
+def check_categories(name: str, records: Sequence[dict[str, Any]]) -> None:
     num_classes = len(vocabulary_from_metadata(MetadataCatalog.get(name)))
     for record in records:
         for annotation in record.get("segments_info", record.get("annotations", ())):
@@ -158,7 +171,7 @@ def _check_categories(name: str, records: Sequence[dict[str, Any]]) -> None:
 
 
 def _check_classes(cfg: Any, name: str) -> None:
-    if cfg.MODEL.META_ARCHITECTURE not in CLOSED_VOCABULARY:
+    if not has_closed_vocabulary(cfg, training=name in cfg.DATASETS.TRAIN):
         return
     num_classes = len(vocabulary_from_metadata(MetadataCatalog.get(name)))
     if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES != num_classes:

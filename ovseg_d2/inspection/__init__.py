@@ -1,0 +1,1 @@
+"""What models make on the way to their results, for figures: who names a mask how, maps of words, embeddings."""
