@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Instances
 from torch import nn
 
 import ovseg_d2.modeling  # noqa: F401  (registers the models)
 from ovseg_d2.config import add_ovseg_config
+from ovseg_d2.data.datasets import register_ovshapes
 from ovseg_d2.structures import Vocabulary
 
 
@@ -82,3 +84,11 @@ def random_input(size: tuple[int, int], *, num_classes: int, num_masks: int, see
         "instances": instances,
         "vocabulary": numbered_vocabulary(num_classes, max(num_classes - 2, 1)),
     }
+
+
+def register_ovshapes_anew(root: str) -> None:
+    """OVShapes below ``root`` instead of where it was registered."""
+    for name in [name for name in DatasetCatalog.list() if name.startswith("ovshapes_")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_ovshapes(root)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovseg_d2.data.datasets import dataset_root, register_ovshapes
+from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.ovshapes_writer import WorldSettings, write_world
+from tests.helpers import register_ovshapes_anew
 from tools import visualize_model
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "ovshapes"
@@ -17,17 +17,9 @@ def world(tmp_path_factory):
     """OVShapes with few pictures, in the place of the registered one."""
     root = tmp_path_factory.mktemp("datasets")
     write_world(str(root / "ovshapes"), WorldSettings(train=1, val=1))
-    unregister()
-    register_ovshapes(str(root))
+    register_ovshapes_anew(str(root))
     yield root / "ovshapes"
-    unregister()
-    register_ovshapes(dataset_root())
-
-
-def unregister():
-    for name in [name for name in DatasetCatalog.list() if name.startswith("ovshapes_")]:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    register_ovshapes_anew(dataset_root())
 
 
 def run(folder, figure, config, *args):

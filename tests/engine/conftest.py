@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovseg_d2.data.datasets.coco_format import dataset_root
-from ovseg_d2.data.datasets.ovshapes import register_ovshapes
 from ovseg_d2.data.datasets.ovshapes_writer import WorldSettings, write_world
+from tests.helpers import register_ovshapes_anew
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/ovshapes/mask2former.yaml"
@@ -60,16 +59,9 @@ def world(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def world_here(world: Path) -> Iterator[Path]:
     """The world is OVShapes in this process, too."""
-    _register_anew(str(world))
+    register_ovshapes_anew(str(world))
     yield world
-    _register_anew(dataset_root())
-
-
-def _register_anew(root: str) -> None:
-    for name in [name for name in DatasetCatalog.list() if name.startswith("ovshapes_")]:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    register_ovshapes(root)
+    register_ovshapes_anew(dataset_root())
 
 
 def command_line(*flags: object, opts: dict[str, object]) -> list[str]:
