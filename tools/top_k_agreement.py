@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How FGA-seg's fast path changes what a trained model says: pixels whose class stays, classes that survive, time.
 
-    python tools/top_k_agreement.py --config-file configs/ovshapes/fga_seg.yaml --images 50 \
+    python tools/top_k_agreement.py --config-file configs/ovshapes/fga_seg.yaml --images 50 \\
         MODEL.OVSEG.FGA_SEG.FAST True MODEL.WEIGHTS output/tables/fga_seg/fga_seg_fast/seed1/model_final.pth
 
 The first images of the first dataset of DATASETS.TEST, each with every TOP_K of --top-k and without any (FGA-seg,

@@ -1,7 +1,7 @@
 """Time and memory of a configuration's training step, with random weights and random targets.
 
     python tools/training_cost.py --batch 1 2 --config-file configs/maskclippp/coco_panoptic_ConvNeXtB.yaml
-    python tools/training_cost.py --config-file configs/maskclippp/coco_panoptic_ConvNeXtB_fcclip.yaml \
+    python tools/training_cost.py --config-file configs/maskclippp/coco_panoptic_ConvNeXtB_fcclip.yaml \\
         MODEL.OVSEG.MASKCLIPPP.PRIOR matched        # the same with a mask generator in every step
     python tools/training_cost.py --size 128 128 --masks 8 --config-file configs/ovshapes/maskclippp.yaml
 

@@ -2,7 +2,7 @@
 
     python datasets/prepare_ovshapes.py
     python tools/visualize_data.py --config-file configs/ovshapes/fcclip.yaml --output output/data.png
-    python tools/visualize_data.py --config-file configs/mask2former/ade20k_semantic_R50.yaml \
+    python tools/visualize_data.py --config-file configs/mask2former/ade20k_semantic_R50.yaml \\
         --images 6 --draws 3 --output output/ade20k.png INPUT.CROP.SIZE "[320, 320]"
 
 The first column is the picture as it lies on disk, each of the others one draw of the augmentation (--draws). Pixels

@@ -4,9 +4,9 @@
     W="MODEL.WEIGHTS output/quickstart/training/model_final.pth"
     python tools/visualize_model.py --figure cards $F $W
     python tools/visualize_model.py --figure embeddings --points masks --images 40 $F $W
-    python tools/visualize_model.py --figure similarity --words "red star, grass" --output output/figures \
+    python tools/visualize_model.py --figure similarity --words "red star, grass" --output output/figures \\
         --config-file configs/ovshapes/training_free_dense.yaml
-    python tools/visualize_model.py --figure pseudo-masks --output output/figures \
+    python tools/visualize_model.py --figure pseudo-masks --output output/figures \\
         --config-file configs/ovshapes/fga_seg.yaml MODEL.WEIGHTS model_final.pth
 
 figure        what                                                                        models
