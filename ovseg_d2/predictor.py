@@ -11,14 +11,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.transforms import apply_augmentations
-from detectron2.modeling import build_model
 
 import ovseg_d2.data  # noqa: F401  registers the datasets whose metadata names the classes
 import ovseg_d2.modeling  # noqa: F401  registers the models
 from ovseg_d2.data.augmentation import build_test_augmentations
 from ovseg_d2.data.check import has_closed_vocabulary
 from ovseg_d2.data.vocabulary import load_vocabulary, vocabulary_from_metadata, vocabulary_from_names
-from ovseg_d2.engine import load_parts
+from ovseg_d2.engine import load_model
 from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.engine.setup import available_device
 from ovseg_d2.evaluation.instance import instances_to_coco
@@ -65,8 +64,7 @@ class OpenVocabPredictor:
             self.drawer = ResultDrawer.from_metadata(metadata)
         else:
             self.set_vocabulary(vocabulary)
-        self.model = build_model(cfg).eval()
-        load_parts(self.model, cfg, strict=True)
+        self.model = load_model(cfg)
 
     @classmethod
     def from_config_file(

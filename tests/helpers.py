@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 
 import ovseg_d2.modeling  # noqa: F401  (registers the models)
 from ovseg_d2.config import add_ovseg_config
-from ovseg_d2.data.datasets import register_ovshapes
+from ovseg_d2.data.datasets import dataset_root, register_ovshapes
 from ovseg_d2.structures import Vocabulary
 
 
@@ -86,8 +88,17 @@ def random_input(size: tuple[int, int], *, num_classes: int, num_masks: int, see
     }
 
 
-def register_ovshapes_anew(root: str) -> None:
-    """OVShapes below ``root`` instead of where it was registered."""
+@contextmanager
+def ovshapes_below(root: str | Path) -> Iterator[None]:
+    """OVShapes is that below ``root`` as long as the context lasts."""
+    _register_ovshapes_anew(str(root))
+    try:
+        yield
+    finally:
+        _register_ovshapes_anew(dataset_root())
+
+
+def _register_ovshapes_anew(root: str) -> None:
     for name in [name for name in DatasetCatalog.list() if name.startswith("ovshapes_")]:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

@@ -93,8 +93,7 @@ def run(tool, world, monkeypatch, tmp_path, capsys):
 
     def run(*flags, model=None, folder=tmp_path / "pseudo", config="training_free_dense"):
         model = Oracle(world) if model is None else model
-        monkeypatch.setattr(tool, "build_model", lambda cfg: model)
-        monkeypatch.setattr(tool, "load_parts", lambda *args, **kwargs: None)
+        monkeypatch.setattr(tool, "load_model", lambda cfg: model)
         command = ["--config-file", str(world / f"{config}.yaml"), "--output", str(folder), *map(str, flags)]
         code = tool.main(command)
         out, err = capsys.readouterr()

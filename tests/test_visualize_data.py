@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.ovshapes_writer import WorldSettings, write_world
 from ovseg_d2.engine.load_config import load_config
-from tests.helpers import register_ovshapes_anew
+from tests.helpers import ovshapes_below
 from tools import visualize_data
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -20,9 +19,8 @@ def world(tmp_path_factory):
     """OVShapes with few pictures, in the place of the registered one."""
     root = tmp_path_factory.mktemp("datasets")
     write_world(str(root / "ovshapes"), WorldSettings(train=2, val=1))
-    register_ovshapes_anew(str(root))
-    yield root / "ovshapes"
-    register_ovshapes_anew(dataset_root())
+    with ovshapes_below(root):
+        yield root / "ovshapes"
 
 
 def run(tmp_path, *args, config="fcclip"):

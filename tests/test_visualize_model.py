@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.ovshapes_writer import WorldSettings, write_world
-from tests.helpers import register_ovshapes_anew
+from tests.helpers import ovshapes_below
 from tools import visualize_model
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "ovshapes"
@@ -17,9 +16,8 @@ def world(tmp_path_factory):
     """OVShapes with few pictures, in the place of the registered one."""
     root = tmp_path_factory.mktemp("datasets")
     write_world(str(root / "ovshapes"), WorldSettings(train=1, val=1))
-    register_ovshapes_anew(str(root))
-    yield root / "ovshapes"
-    register_ovshapes_anew(dataset_root())
+    with ovshapes_below(root):
+        yield root / "ovshapes"
 
 
 def run(folder, figure, config, *args):

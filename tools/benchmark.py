@@ -16,11 +16,11 @@ runs after one warm-up; compared forms take turns, so that whatever else the mac
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import resource
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -54,6 +54,10 @@ from ovseg_d2.modeling.pixel_classification.routing_attention import LocalConsen
 from ovseg_d2.modeling.proposals.pixel_decoder import pixel_centres
 from ovseg_d2.modeling.text_classifier import TextClassifier
 from ovseg_d2.structures import ClipFeatures, ImageBatch, MaskProposals, TextClasses, Vocabulary
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not that above
+
+from tools.memory import begin_peak, peak  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CONFIG = CONFIGS / "mask2former" / "ade20k_semantic_R50.yaml"
@@ -241,23 +245,12 @@ def memory_of_masks(count: int, device_name: str, threads: int) -> float:
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     encoder = ip_clip(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device) / 2**20
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
-        before = resident("VmRSS")
+    before = begin_peak(device)
     with torch.inference_mode():
         proposals = random_proposals(count, stride=1, device=device)
         images = torch.randn(1, 3, 480, 480, device=device)
         encoder.encode_masks(encoder(images, masks_only=True), proposals.mask_logits, from_logits=True)
-    return (peak_memory(device) if device.type == "cuda" else resident("VmHWM")) - before
-
-
-def resident(name: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at its peak (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) / 2**10
+    return peak(device) - before
 
 
 class NoClip:
@@ -388,20 +381,14 @@ def time_and_memory(
 ) -> tuple[list[float], float, float]:
     """Milliseconds of ``repeats`` calls, fewer if they are slow; those of the CPU for one, whatever else it was doing;
     the MiB at their peak beyond what was there."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device) / 2**20
-    else:
-        ctypes.CDLL(None).malloc_trim(0)  # what lies in the heap unused is no part of it (glibc)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
-        before = resident("VmRSS")
+    before = begin_peak(device)
     timings, cpu_start = [], time.process_time()
     while len(timings) < repeats and sum(timings) < 1e3 * SLOW:
         start = clock(device)
         function()
         timings.append(1e3 * (clock(device) - start))
     cpu = 1e3 * (time.process_time() - cpu_start) / len(timings)
-    return timings, cpu, (peak_memory(device) if device.type == "cuda" else resident("VmHWM")) - before
+    return timings, cpu, peak(device) - before
 
 
 def cost_volume_figures(

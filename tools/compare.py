@@ -63,13 +63,17 @@ there are cores.
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table, and the contents of its files, a seed each."""
+    """A row of a table, and the contents of its files, a seed each.
+
+    ``closed``: the table's models are trained on all classes, so that it does not tell seen from unseen ones.
+    """
 
     table: str
     title: str
     name: str
     chart: str
     seeds: str
+    closed: bool
     contents: list[dict[str, Any]]
 
     def values(self, metric: str) -> list[float]:
@@ -95,7 +99,8 @@ def rows_of(path: Path, results: Path) -> list[Row]:
         one_seed = run_table.has_one_seed(row)
         contents = list(found.values())[:1] if one_seed else list(found.values())
         numbers = "-" if one_seed else ", ".join(str(seed) for seed in found)
-        rows.append(Row(path.stem, table["title"], row["name"], row.get("chart", ""), numbers, contents))
+        closed = "mIoU_seen" not in table["metrics"]
+        rows.append(Row(path.stem, table["title"], row["name"], row.get("chart", ""), numbers, closed, contents))
     return rows
 
 
@@ -158,8 +163,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     chosen = sorted(
         (row for row in rows if row.chart and row.values("mIoU")), key=lambda row: -statistics.mean(row.values("mIoU"))
     )
-    open_rows = [row for row in chosen if row.values("mIoU_seen")]
-    closed = [row for row in chosen if row not in open_rows]
+    open_rows = [row for row in chosen if not row.closed]
+    closed = [row for row in chosen if row.closed]
     bars = [
         (open_rows, "mIoU_seen", "seen classes", "C0", -0.2, 0.4),
         (open_rows, "mIoU_unseen", "unseen classes", "C1", 0.2, 0.4),

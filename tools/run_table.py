@@ -90,11 +90,14 @@ class Run:
         return self.results / self.table / f"{slug(self.row)}-seed{self.seed}.json"
 
     @property
+    def commands(self) -> list[str]:
+        """The command, and that of the run it waits for."""
+        return [*self.command, *(self.earlier.command if self.earlier else ())]
+
+    @property
     def record(self) -> list[str]:
         """What makes the results what they are."""
-        return row_files.portable(
-            [*self.command, *(self.earlier.command if self.earlier else ())], self.output, self.table
-        )
+        return row_files.portable(self.commands, self.output, self.table)
 
     def content(self) -> dict[str, Any] | None:
         """The row's results; None if there are none, or they are those of another command or of other settings.
@@ -142,8 +145,7 @@ class Run:
             )
         if code:
             raise RuntimeError(f"row {self.row!r}, seed {self.seed}: exit status {code}, see {log.name}")
-        record = [*self.command, *(self.earlier.command if self.earlier else ())]
-        (self.folder / COMMAND_FILE).write_text(json.dumps(record))
+        (self.folder / COMMAND_FILE).write_text(json.dumps(self.commands))
         self.keep(self.folder, code_version)
 
 

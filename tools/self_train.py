@@ -36,7 +36,6 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -49,7 +48,7 @@ from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.image_io import read_image
 from ovseg_d2.data.label_map import class_of_label
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
-from ovseg_d2.engine import load_parts
+from ovseg_d2.engine import load_model
 from ovseg_d2.engine.fingerprint import model_fingerprint
 from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.engine.setup import available_device
@@ -319,8 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         if retrain.resolve() == (args.output / "pseudo.yaml").resolve():
             raise ValueError(f"--retrain-config {retrain} is the file that this run writes; expected another")
         load_config(retrain)
-        model = build_model(cfg).eval()
-        load_parts(model, cfg, strict=True)
+        model = load_model(cfg)
 
         header = {"dataset": name, "classes": classes, "threshold": args.threshold}
         check_folder(args.output, {**header, "model": model_fingerprint(cfg, model)})

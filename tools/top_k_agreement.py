@@ -19,14 +19,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from detectron2.modeling import build_model
 from tqdm import tqdm
 
 import ovseg_d2.data
 import ovseg_d2.modeling  # noqa: F401  (registers the models)
 from ovseg_d2.data import build_test_loader
 from ovseg_d2.engine.load_config import load_config
-from ovseg_d2.engine.loading import load_parts
+from ovseg_d2.engine.loading import load_model
 from ovseg_d2.engine.setup import available_device
 from ovseg_d2.modeling.meta_arch.fga_seg import FGASeg
 
@@ -78,8 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 f"{args.config_file}: expected MODEL.META_ARCHITECTURE FGASeg, MODEL.OVSEG.FGA_SEG.FAST True"
             )
-        model = build_model(cfg).eval()
-        load_parts(model, cfg, strict=True)
+        model = load_model(cfg)
         batches = itertools.islice(build_test_loader(cfg, cfg.DATASETS.TEST[0]), args.images)
         top_ks = [*args.top_k, 0]
         rows = compare(model, batches, top_ks)

@@ -32,11 +32,9 @@ from ovseg_d2.engine.optimizer import build_gradient_clipper, build_optimizer
 from ovseg_d2.engine.setup import available_device
 from ovseg_d2.structures import Vocabulary
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not that above
 
-def resident(name: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at its peak (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) / 2**10
+from tools.memory import peak, resident  # noqa: E402
 
 
 def random_batch(count: int, size: tuple[int, int], num_masks: int, vocabulary: Vocabulary) -> list[dict[str, Any]]:
@@ -93,13 +91,12 @@ def measure(
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
-    peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else resident("VmHWM")
     return {
         "params": sum(p.numel() for p in model.parameters()) / 1e6,
         "trainable": sum(p.numel() for p in parameters) / 1e6,
         "seconds": statistics.median(seconds[1:] or seconds),
         "cpu_seconds": statistics.median(cpu_seconds[1:] or cpu_seconds),
-        "mebibytes": peak - at_rest,
+        "mebibytes": peak(device) - at_rest,
     }
 
 

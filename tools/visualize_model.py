@@ -34,7 +34,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from fvcore.transforms.transform import NoOpTransform, TransformList
 from torch import Tensor, nn
 
@@ -45,7 +44,7 @@ from ovseg_d2.data.annotations import DatasetInfo, best_targets, with_size
 from ovseg_d2.data.check import load_dataset_dicts
 from ovseg_d2.data.image_io import read_image
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata, vocabulary_from_string
-from ovseg_d2.engine import load_parts
+from ovseg_d2.engine import load_model
 from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.engine.setup import available_device
 from ovseg_d2.inspection.embeddings import class_texts, labelled_masks, labelled_pixels
@@ -117,15 +116,6 @@ def truth(x: Record, info: DatasetInfo) -> tuple[Tensor, Tensor]:
     return annotation_segments(with_size(x, size), info, TransformList([NoOpTransform()]), size)
 
 
-def load_model(cfg: CfgNode) -> nn.Module:
-    """With all its weights, in evaluation mode."""
-    cfg.defrost()
-    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
-    model = build_model(cfg).eval()
-    load_parts(model, cfg, strict=True)
-    return model.requires_grad_(False)
-
-
 def load_inputs(cfg: CfgNode, args: argparse.Namespace, dataset: str) -> list[Record]:
     """What the evaluation's mapper makes of the pictures, with ``height`` and ``width`` of the files."""
     if args.input:
@@ -167,6 +157,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: see the module's last paragraph, and what the config and the dataset may lack.
     """
     cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     dataset = args.dataset or next(iter(cfg.DATASETS.TEST), None)
     if dataset is None:
         raise ValueError("DATASETS.TEST is empty; expected a --dataset")

@@ -3,7 +3,7 @@
 from ovseg_d2.engine.evaluate import evaluate
 from ovseg_d2.engine.launch import launch, one_line_errors
 from ovseg_d2.engine.load_config import load_config
-from ovseg_d2.engine.loading import load_parts
+from ovseg_d2.engine.loading import load_model, load_parts
 from ovseg_d2.engine.lr_schedule import build_lr_scheduler
 from ovseg_d2.engine.main import main
 from ovseg_d2.engine.optimizer import build_optimizer
@@ -18,6 +18,7 @@ __all__ = [
     "evaluate",
     "launch",
     "load_config",
+    "load_model",
     "load_parts",
     "main",
     "one_line_errors",

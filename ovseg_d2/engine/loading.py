@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
@@ -31,6 +32,17 @@ logger = logging.getLogger(__name__)
 
 #: Where models have learned prompts.
 _PROMPTS = ("prompts", "mask_prompts")
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """The model of a config with all its weights, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_parts`, of which nothing may be missing.
+    """
+    model = build_model(cfg).eval()
+    load_parts(model, cfg, strict=True)
+    return model
 
 
 def load_parts(model: nn.Module, cfg: CfgNode, *, strict: bool) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from detectron2.modeling import build_model
-
 import ovseg_d2.modeling  # noqa: F401  (fills detectron2's registries)
 from ovseg_d2.engine.evaluate import Results, evaluate
-from ovseg_d2.engine.loading import load_parts
+from ovseg_d2.engine.loading import load_model
 from ovseg_d2.engine.setup import setup
 from ovseg_d2.engine.trainer import Trainer
 
@@ -21,8 +19,7 @@ def main(args: argparse.Namespace) -> Results:
     """
     cfg = setup(args)
     if args.eval_only:
-        model = build_model(cfg).eval()
-        load_parts(model, cfg, strict=True)
+        model = load_model(cfg)
         return evaluate(cfg, model, extra={"weights": cfg.MODEL.WEIGHTS}, augmented=cfg.TEST.AUG.ENABLED)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovseg_d2.evaluation.mask_recall import mask_ious
 from ovseg_d2.inspection.maps import clip_dense
-from ovseg_d2.inspection.masks import mask_iou, mask_opinions
+from ovseg_d2.inspection.masks import mask_opinions
 from ovseg_d2.modeling.clip.name_tokenizer import first_names
 from ovseg_d2.modeling.meta_arch.dense_clip import DenseCLIP
 from ovseg_d2.modeling.meta_arch.fcclip import FCCLIP
@@ -77,7 +78,7 @@ def labelled_masks(
         if not len(ids):
             continue
         predicted = opinions.masks(row, tuple(truth.shape[-2:]))
-        iou, best = mask_iou(predicted, truth.to(predicted.device)).max(dim=1)
+        iou, best = mask_ious(predicted.flatten(1), truth.to(predicted.device).flatten(1)).max(dim=1)
         like = (iou >= 0.5) & opinions.valid[row]
         found.append(embeds[row][like])
         labels.append(ids.to(best.device)[best[like]])

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovseg_d2.modeling.inference.mask_inference import crop_and_resize
+from ovseg_d2.evaluation.mask_recall import mask_ious
+from ovseg_d2.inspection.maps import on_image
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
 from ovseg_d2.modeling.meta_arch.fcclip import FCCLIP
 from ovseg_d2.modeling.meta_arch.frozen_clip import FrozenCLIP
@@ -39,10 +40,7 @@ class MaskOpinions:
 
     def masks(self, row: int, size: tuple[int, int]) -> Tensor:
         """(Q, H, W) bool of one image, at its size in the results."""
-        logits = nn.functional.interpolate(
-            self.mask_logits[row : row + 1].float(), size=self.frame.padded_size, mode="bilinear", align_corners=False
-        )[0]
-        return crop_and_resize(logits, image_size=self.frame.image_sizes[row], output_size=size) > 0
+        return on_image(self.mask_logits[row], self.frame, row, size) > 0
 
 
 @singledispatch
@@ -133,16 +131,10 @@ def best_masks(
         max_iou: two masks are much alike above it.
         min_share: of the picture; smaller masks are left out.
     """
-    iou, shares = mask_iou(masks, masks), masks.flatten(1).float().mean(1)
+    masks = masks.flatten(1)
+    iou, shares = mask_ious(masks, masks), masks.float().mean(1)
     chosen: list[int] = []
     for row in scores.argsort(descending=True).tolist():
         if len(chosen) < number and shares[row] >= max(min_share, 1e-9) and not (iou[row, chosen] > max_iou).any():
             chosen.append(row)
     return chosen
-
-
-def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(Q, H, W) and (M, H, W) bool -> (Q, M); 0 where both are empty."""
-    a, b = a.flatten(1).float(), b.flatten(1).float()
-    common = a @ b.T
-    return common / (a.sum(1)[:, None] + b.sum(1) - common).clamp(min=1)

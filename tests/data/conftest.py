@@ -23,6 +23,13 @@ def coded(tmp_path: Path) -> Iterator[CodedData]:
     data.unregister()
 
 
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of all datasets, empty."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return tmp_path
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Augmentations draw from numpy's global generator."""

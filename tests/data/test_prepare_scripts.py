@@ -21,12 +21,6 @@ ADE_NAMES = [category["name"] for category in class_table("ade20k_150")]
 SKY, BED, FLAG = ADE_NAMES.index("sky"), ADE_NAMES.index("bed"), ADE_NAMES.index("flag")
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    return tmp_path
-
-
 def test_semantic_labels_of_panoptic_files(script: Script, coded: CodedData, root: Path) -> None:
     output = root / "made"
     main = script("prepare_coco").main

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ovseg_d2.data.datasets.coco_format import dataset_root
 from ovseg_d2.data.datasets.ovshapes_writer import WorldSettings, write_world
-from tests.helpers import register_ovshapes_anew
+from tests.helpers import ovshapes_below
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/ovshapes/mask2former.yaml"
@@ -59,9 +58,8 @@ def world(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def world_here(world: Path) -> Iterator[Path]:
     """The world is OVShapes in this process, too."""
-    register_ovshapes_anew(str(world))
-    yield world
-    register_ovshapes_anew(dataset_root())
+    with ovshapes_below(world):
+        yield world
 
 
 def command_line(*flags: object, opts: dict[str, object]) -> list[str]:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from ovseg_d2.evaluation.mask_recall import mask_ious
 from ovseg_d2.inspection.embeddings import class_texts, labelled_masks, labelled_pixels, mask_embeds
 from ovseg_d2.inspection.figures import embedding_scatter, heat_maps, proposal_cards
 from ovseg_d2.inspection.maps import on_image, pseudo_masks, similarity_maps
-from ovseg_d2.inspection.masks import best_masks, mask_iou, mask_opinions
+from ovseg_d2.inspection.masks import best_masks, mask_opinions
 from tests.helpers import random_input, randomise, tiny_cfg
 from tests.modeling import tiny_fcclip, tiny_fga_seg, tiny_hosts, tiny_ldvc, tiny_maskclippp, tiny_mta_clip
 
@@ -109,7 +110,8 @@ def test_best_masks():
     masks[0, :5], masks[1, :5, :9], masks[2, 6:], masks[4, :, :2] = True, True, True, True
     assert best_masks(masks, torch.tensor([0.5, 0.9, 0.1, 1.0, 0.3]), 5) == [1, 4, 2]  # 3 is empty, 0 is like 1
     assert best_masks(masks, torch.tensor([0.5, 0.9, 0.1, 1.0, 0.3]), 1) == [1]
-    assert float(mask_iou(masks[:1], masks[1:2])) == pytest.approx(0.9) and float(mask_iou(masks[3:4], masks[3:4])) == 0
+    flat = masks.flatten(1)
+    assert float(mask_ious(flat[:1], flat[1:2])) == pytest.approx(0.9) and float(mask_ious(flat[3:4], flat[3:4])) == 0
 
 
 def test_figures(tmp_path):
