@@ -25,7 +25,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 from typing import Any
 
 import numpy as np
@@ -34,16 +33,20 @@ import pycocotools.mask as mask_util
 from ovseg_d2.data.augmentation import encode_rgb_ids
 from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.class_tables import class_table
+from ovseg_d2.data.datasets.coco_format import read_json
 from ovseg_d2.data.datasets.conversion import (
     get_parser,
     renumber,
     require_folder,
     run_jobs,
+    run_script,
     save_image,
     save_json,
+    verify_files,
     verify_labels,
 )
 from ovseg_d2.data.image_io import check_size, read_image
+from ovseg_d2.data.label_files import LabelFile
 
 SPLITS = {"train": "training", "val": "validation"}
 CATEGORIES = class_table("ade20k_150")
@@ -112,9 +115,10 @@ def convert_panoptic(stem: str, *, base: str, split: str) -> None:
     """Write the panoptic label image of one picture, and its entries of the JSON files into the folder of unfinished
     work. These come last, so that they mark a finished picture."""
     entries = os.path.join(unfinished(base, split), stem + ".json")
-    if not os.path.exists(entries):
+    target = os.path.join(base, f"ade20k_panoptic_{split}", stem + ".png")
+    if not (os.path.exists(entries) and os.path.exists(target)):
         ids, content = panoptic_entries(stem, base=base, split=split)
-        save_image(os.path.join(base, f"ade20k_panoptic_{split}", stem + ".png"), encode_rgb_ids(ids))
+        save_image(target, encode_rgb_ids(ids))
         save_json(entries, content)
 
 
@@ -181,11 +185,26 @@ def write_annotations(base: str, split: str, results: list[dict[str, Any]]) -> N
 
 def prepare_panoptic(base: str, split: str, stems: list[str], *, workers: int, force: bool) -> None:
     jsons = [os.path.join(base, f"ade20k_{kind}_{split}.json") for kind in ("instance", "panoptic")]
-    output, partial = os.path.join(base, f"ade20k_panoptic_{split}"), unfinished(base, split)
+    output = os.path.join(base, f"ade20k_panoptic_{split}")
     os.makedirs(output, exist_ok=True)
     is_complete = all(map(os.path.isfile, jsons)) and {stem + ".png" for stem in stems} <= set(os.listdir(output))
-    if is_complete and not force:
-        return
+    if force or not is_complete:
+        write_panoptic(base, split, stems, workers=workers, force=force)
+    labels = [
+        LabelFile(
+            path=os.path.join(output, annotation["file_name"]),
+            image=os.path.join(base, "annotations", SPLITS[split], annotation["file_name"]),
+            labels=(0, *(segment["id"] for segment in annotation["segments_info"])),
+            ignore_label=None,
+            panoptic=True,
+        )
+        for annotation in read_json(jsons[1])["annotations"]
+    ]
+    verify_files(output, labels, workers=workers)
+
+
+def write_panoptic(base: str, split: str, stems: list[str], *, workers: int, force: bool) -> None:
+    partial = unfinished(base, split)
     if force:
         shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial, exist_ok=True)
@@ -228,7 +247,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

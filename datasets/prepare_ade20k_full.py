@@ -20,14 +20,20 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 
 import cv2
 import numpy as np
 
 from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.class_tables import class_table
-from ovseg_d2.data.datasets.conversion import get_parser, require_folder, run_jobs, save_image, verify_labels
+from ovseg_d2.data.datasets.conversion import (
+    get_parser,
+    require_folder,
+    run_jobs,
+    run_script,
+    save_image,
+    verify_labels,
+)
 from ovseg_d2.data.image_io import check_size, read_image
 
 SPLITS = ("training", "validation")
@@ -50,10 +56,11 @@ def small_size(width: int, height: int) -> tuple[int, int]:
 
 
 def convert(path: str, *, base: str, split: str, force: bool) -> None:
-    """Write the image and the label image of one picture; the label comes last, so that it marks a finished pair."""
+    """Write the image and the label image of one picture."""
     stem = os.path.splitext(os.path.basename(path))[0]
+    small = os.path.join(base, "images_detectron2", split, stem + ".jpg")
     target = os.path.join(base, "annotations_detectron2", split, stem + ".tif")
-    if os.path.exists(target) and not force:
+    if not force and os.path.exists(small) and os.path.exists(target):
         return
     image = read_image(path, "RGB")
     label_path = path.removesuffix(".jpg") + "_seg.png"
@@ -67,7 +74,7 @@ def convert(path: str, *, base: str, split: str, force: bool) -> None:
         # OpenCV's, not Pillow's: published numbers are on images that were resized without smoothing.
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-    save_image(os.path.join(base, "images_detectron2", split, stem + ".jpg"), image)
+    save_image(small, image)
     save_image(target, labels)
 
 
@@ -99,7 +106,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -19,13 +19,12 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import sys
 
 import numpy as np
 
 from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.coco_format import metadata_from_categories, read_json
-from ovseg_d2.data.datasets.conversion import get_parser, run_jobs, save_image, verify_labels
+from ovseg_d2.data.datasets.conversion import get_parser, run_jobs, run_script, save_image, verify_labels
 from ovseg_d2.data.image_io import read_image
 from ovseg_d2.data.label_map import LabelMap
 
@@ -59,7 +58,10 @@ def convert(annotation: dict, *, source: str, output: str, contiguous_ids: dict[
         save_image(path, semantic_labels(panoptic, annotation["segments_info"], contiguous_ids))
 
 
-def convert_all(panoptic_json: str, panoptic_root: str, output: str, *, workers: int, force: bool) -> None:
+def convert_all(
+    panoptic_json: str, panoptic_root: str, output: str, image_root: str | None, *, workers: int, force: bool
+) -> None:
+    """Write the label images of an annotation file; ``image_root``: of images whose sizes they must have."""
     content = read_json(panoptic_json)
     contiguous_ids = metadata_from_categories(content["categories"])["stuff_dataset_id_to_contiguous_id"]
     if len(contiguous_ids) > IGNORE_LABEL:
@@ -73,7 +75,14 @@ def convert_all(panoptic_json: str, panoptic_root: str, output: str, *, workers:
     annotations = content["annotations"]
     run_jobs(job, annotations, workers=workers, description=os.path.basename(output))
     files = [label_file(annotation) for annotation in annotations]
-    verify_labels(output, files, num_classes=len(contiguous_ids), ignore_label=IGNORE_LABEL, workers=workers)
+    verify_labels(
+        output,
+        files,
+        num_classes=len(contiguous_ids),
+        ignore_label=IGNORE_LABEL,
+        workers=workers,
+        image_root=image_root,
+    )
     print(f"{len(annotations)} label images in {output}")
 
 
@@ -83,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     if any(own):
         if not all(own):
             raise ValueError("--panoptic-json, --panoptic-root and --output belong together: give all three")
-        jobs = [own]
+        jobs = [(*own, None)]
     else:
         coco = os.path.join(dataset_root(), "coco")
         jobs = [
@@ -91,16 +100,14 @@ def main(argv: list[str] | None = None) -> int:
                 os.path.join(coco, "annotations", f"panoptic_{split}2017.json"),
                 os.path.join(coco, f"panoptic_{split}2017"),
                 os.path.join(coco, f"panoptic_semseg_{split}2017"),
+                os.path.join(coco, f"{split}2017"),
             )
             for split in args.splits
         ]
-    for panoptic_json, panoptic_root, output in jobs:
-        convert_all(panoptic_json, panoptic_root, output, workers=args.workers, force=args.force)
+    for panoptic_json, panoptic_root, output, image_root in jobs:
+        convert_all(panoptic_json, panoptic_root, output, image_root, workers=args.workers, force=args.force)
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

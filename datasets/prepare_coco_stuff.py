@@ -31,7 +31,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import sys
 from argparse import Namespace
 
 from ovseg_d2.data.datasets import dataset_root
@@ -43,6 +42,7 @@ from ovseg_d2.data.datasets.conversion import (
     renumber,
     require_folder,
     run_jobs,
+    run_script,
     save_image,
     verify_labels,
     whole_file,
@@ -67,19 +67,21 @@ def convert(file: str, *, source: str, output: str, force: bool) -> None:
 
 def convert_10k(stem: str, *, base: str, split: str, force: bool) -> None:
     """Put the image of one picture of the 10k into its split, and write the label image."""
+    image = os.path.join(base, "images_detectron2", split, stem + ".jpg")
+    if force or not os.path.exists(image):
+        place_image(os.path.join(base, "images", stem + ".jpg"), image)
     target = os.path.join(base, "annotations_detectron2", split, stem + ".png")
     if force or not os.path.exists(target):
         path = os.path.join(base, "annotations", stem + ".mat")
-        labels = renumber(read_mat(path, "S"), CATEGORY_IDS, ignore=[0], ignore_label=255, path=path)
-        place_image(os.path.join(base, "images", stem + ".jpg"), os.path.join(base, "images_detectron2", split))
-        save_image(target, labels)
+        labels = read_mat(path, "S")
+        save_image(target, renumber(labels, CATEGORY_IDS, ignore=[0], ignore_label=255, path=path))
 
 
-def place_image(path: str, folder: str) -> None:
-    """A hard link to the image in the folder, or a copy where links are not possible."""
+def place_image(path: str, target: str) -> None:
+    """A hard link to the image, or a copy where links are not possible."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} does not exist (see --help)")
-    with whole_file(os.path.join(folder, os.path.basename(path))) as temporary:
+    with whole_file(target) as temporary:
         try:
             os.link(path, temporary)
         except OSError:
@@ -126,7 +128,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -24,6 +23,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ovseg_d2.data.datasets import dataset_root
+from ovseg_d2.data.datasets.conversion import run_script
 from ovseg_d2.data.datasets.ovshapes import CLASS_NAMES, display_color, is_seen
 from ovseg_d2.data.datasets.ovshapes_scene import Scene
 from ovseg_d2.data.datasets.ovshapes_writer import WorldSettings, existing_settings, scene, write_world
@@ -97,7 +97,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

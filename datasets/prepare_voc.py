@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 
 from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.datasets.class_tables import class_table
@@ -33,6 +32,7 @@ from ovseg_d2.data.datasets.conversion import (
     renumber,
     require_folder,
     run_jobs,
+    run_script,
     save_image,
     verify_labels,
 )
@@ -97,7 +97,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -46,6 +46,7 @@ from ovseg_d2.data import OVSegDatasetMapper
 from ovseg_d2.data.check import load_dataset_dicts, require_registered
 from ovseg_d2.data.datasets import dataset_root
 from ovseg_d2.data.image_io import read_image
+from ovseg_d2.data.label_files import labelled_pixels
 from ovseg_d2.data.label_map import class_of_label
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 from ovseg_d2.engine import load_model
@@ -167,10 +168,10 @@ def relabelled(given: Array, table: Array, own_ignore_label: int, ignore_label: 
     Raises:
         ValueError: a label that the dataset does not have.
     """
-    valid = given != own_ignore_label
-    highest = int(given.max(initial=0, where=valid))
-    if highest >= len(table):
-        raise ValueError(f"{source}: label {highest} found, allowed are 0..{len(table) - 1} and {own_ignore_label}")
+    try:
+        valid = labelled_pixels(given, len(table), own_ignore_label)
+    except ValueError as error:
+        raise ValueError(f"{source} has {error}") from error
     labels = np.full(given.shape, ignore_label)
     labels[valid] = table[given[valid]]
     return labels

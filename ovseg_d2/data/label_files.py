@@ -63,6 +63,21 @@ def describe_counts(counts: dict[int, int]) -> str:
     )
 
 
+def labelled_pixels(labels: Array, num_labels: int, ignore_label: int | None) -> Array:
+    """Which pixels (H, W) have a label that is not the ignore label.
+
+    Raises:
+        ValueError: a label outside 0..``num_labels`` - 1, with the values and the number of pixels (the caller knows
+            the file's name).
+    """
+    is_ignored = np.zeros(labels.shape, bool) if ignore_label is None else labels == ignore_label
+    unknown = ((labels < 0) | (labels >= num_labels)) & ~is_ignored
+    if unknown.any():
+        ignored = "" if ignore_label is None else f" or the ignore label {ignore_label}"
+        raise ValueError(f"{describe_labels(labels[unknown])}, expected 0..{num_labels - 1}{ignored}")
+    return ~is_ignored
+
+
 def label_problems(files: Sequence[LabelFile], run: Runner = map) -> list[str]:
     """What is wrong with label files, a line a kind of fault with its number of files and some of them."""
     broken, sizes, unknown = [], [], []

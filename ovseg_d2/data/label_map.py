@@ -11,7 +11,7 @@ import torch
 from fvcore.transforms.transform import TransformList
 
 from ovseg_d2.data.augmentation import decode_rgb_ids, transform_labels
-from ovseg_d2.data.label_files import describe_labels
+from ovseg_d2.data.label_files import labelled_pixels
 
 Array = np.ndarray
 
@@ -56,15 +56,7 @@ class LabelMap:
         """
         labels = labels.astype(np.int32, copy=False)
         num_labels = num_classes if class_of_label is None else len(class_of_label)
-        valid = (labels >= 0) & (labels < num_labels)
-        unknown = ~valid if ignore_label is None else ~valid & (labels != ignore_label)
-        if unknown.any():
-            raise ValueError(
-                f"{describe_labels(labels[unknown])}, expected 0..{num_labels - 1} or the ignore label {ignore_label}"
-            )
-        if ignore_label is not None:
-            valid &= labels != ignore_label
-        index = np.where(valid, labels + 1, 0)
+        index = np.where(labelled_pixels(labels, num_labels, ignore_label), labels + 1, 0)
         if class_of_label is not None:
             index = np.append(0, class_of_label + 1)[index]
         return cls._of_classes(index, num_classes)

@@ -74,6 +74,8 @@ def vocabulary_from_string(text: str) -> Vocabulary:
     Raises:
         ValueError: no class, an empty or doubled name.
     """
+    if not text.strip():
+        raise ValueError("the vocabulary has no classes; expected at least one")
     entries = text.split("|") if "|" in text else text.split(",")
     return _vocabulary([(f"vocabulary {text!r}, class {i}", entry) for i, entry in enumerate(entries, start=1)])
 

@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from ovseg_d2.data.image_io import read_image
+from ovseg_d2.data.label_files import labelled_pixels
 from ovseg_d2.data.label_map import class_of_label
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 from ovseg_d2.evaluation.class_scores import harmonic_mean, mean, ratio, seen_means, seen_split
@@ -133,11 +134,7 @@ class SemSegEvaluator(DatasetEvaluator):
             gt, source = load_semantic_ground_truth(
                 image, ignore_label=self._ignore_label, class_of_label=self._class_of_label
             )
-            valid = gt != self._ignore_label
-            highest = int(gt.max(initial=0, where=valid))
-            if highest >= num_classes:
-                allowed = f"0..{num_classes - 1} and {self._ignore_label}"
-                raise ValueError(f"{source}: label {highest} found, allowed are {allowed}")
+            valid = _labelled_pixels(gt, num_classes, self._ignore_label, source)
             pred = self.predicted(image, output, gt, source)
             gt, pred = gt[valid], pred[valid]
             counts = np.bincount(gt * (num_classes + 1) + pred, minlength=num_classes * (num_classes + 1))
@@ -223,12 +220,14 @@ def load_semantic_ground_truth(
 
 
 def _classes(labels: np.ndarray, class_of_label: np.ndarray, ignore_label: int, source: str) -> np.ndarray:
-    valid = labels != ignore_label
-    highest = int(labels.max(initial=0, where=valid))
-    if highest >= len(class_of_label):
-        raise ValueError(
-            f"{source}: label {highest} found, allowed are 0..{len(class_of_label) - 1} and {ignore_label}"
-        )
+    valid = _labelled_pixels(labels, len(class_of_label), ignore_label, source)
     classes = np.full(labels.shape, ignore_label, np.int64)
     classes[valid] = np.where(class_of_label < 0, ignore_label, class_of_label)[labels[valid]]
     return classes
+
+
+def _labelled_pixels(labels: np.ndarray, num_labels: int, ignore_label: int, source: str) -> np.ndarray:
+    try:
+        return labelled_pixels(labels, num_labels, ignore_label)
+    except ValueError as error:
+        raise ValueError(f"{source} has {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,12 +15,15 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
 from detectron2.structures import Instances
+from PIL import Image
 
 from ovseg_d2.data import OVSegDatasetMapper
 from ovseg_d2.data.check import load_dataset_dicts
 from ovseg_d2.data.check.__main__ import main as check
 from ovseg_d2.data.check.on_disk import project_datasets
 from ovseg_d2.data.datasets import register_all
+from ovseg_d2.data.datasets.open_vocabulary import register_labelled_images
+from ovseg_d2.data.image_io import read_image
 from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 from ovseg_d2.evaluation import build_evaluator
 from ovseg_d2.evaluation.build import EVALUATORS
@@ -44,6 +48,16 @@ OTHER_NAMES = {
     "table": ["diningtable"],
     "background": ["bag"],
 }
+#: CAT-Seg's folders, each with ours that holds the same.
+CATSEG_FOLDERS = {
+    "coco-stuff/images": "coco",
+    "coco-stuff/annotations_detectron2": "coco/stuffthingmaps_detectron2",
+    "VOCdevkit/VOC2012/JPEGImages": "VOCdevkit/VOC2012/JPEGImages",
+    "VOCdevkit/VOC2012/annotations_detectron2": "VOCdevkit/VOC2012/annotations_ovs/val",
+    "VOCdevkit/VOC2012/annotations_detectron2_bg": "VOCdevkit/VOC2012/annotations_ovs_background/val",
+    "VOCdevkit/VOC2010/JPEGImages": "VOC2010/JPEGImages",
+    "VOCdevkit/VOC2010/annotations_detectron2/pc59_val": "VOC2010/annotations_detectron2_ovs/pc59_val",
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +77,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniatures]:
             getattr(builtin, f"register_all_{register}")(str(root))
         register_all(str(root))
         yield miniatures
+
+
+@pytest.fixture(scope="module")
+def catseg_root(data: Miniatures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniatures in CAT-Seg's folders."""
+    root = tmp_path_factory.mktemp("catseg")
+    for theirs, ours in CATSEG_FOLDERS.items():
+        shutil.copytree(data.root / ours, root / theirs)
+    labels = root / "VOCdevkit" / "VOC2010" / "annotations_detectron2" / "pc459_val"
+    labels.mkdir()
+    for path in (data.root / "VOC2010" / "annotations_detectron2_ovs" / "pc459_val").iterdir():
+        classes = read_image(str(path))
+        Image.fromarray(np.where(classes == 65535, 459, classes).astype(np.uint16)).save(labels / path.name)
+    return root
 
 
 def prepare(root: Path) -> None:
@@ -121,11 +149,40 @@ def prediction(truth: Truth, vocabulary: Vocabulary, class_ids: dict[str, int]) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_from_the_download_to_the_scores(
-    data: Miniatures, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_the_download_to_the_scores(data: Miniatures, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "cityscapes" in name and not HAS_CITYSCAPES:
         pytest.skip("needs cityscapesScripts")
+    check_from_files_to_scores(data, name, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("coco_2017_train_stuff_all_sem_seg", "coco-stuff/annotations_detectron2/train2017"),
+        ("coco_2017_test_stuff_base_sem_seg", "coco-stuff/annotations_detectron2/val2017"),
+        ("voc_2012_test_sem_seg", "VOCdevkit/VOC2012/annotations_detectron2"),
+        ("voc_2012_test_background_sem_seg", "VOCdevkit/VOC2012/annotations_detectron2_bg"),
+        ("voc_21_sem_seg_val", "VOCdevkit/VOC2012/annotations_detectron2_bg"),
+        ("context_59_test_sem_seg", "VOCdevkit/VOC2010/annotations_detectron2/pc59_val"),
+        ("context_459_test_sem_seg", "VOCdevkit/VOC2010/annotations_detectron2/pc459_val"),
+    ],
+)
+def test_folders_of_catseg(
+    data: Miniatures,
+    catseg_root: Path,
+    name: str,
+    labels: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", {})
+    register_labelled_images(str(catseg_root))
+    assert MetadataCatalog.get(name).sem_seg_root == str(catseg_root / labels)
+    check_from_files_to_scores(data, name, capsys)
+
+
+def check_from_files_to_scores(data: Miniatures, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert check([name, "--partial", "--workers", "1"]) == 0, capsys.readouterr().out
 
     metadata = MetadataCatalog.get(name)

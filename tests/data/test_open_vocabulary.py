@@ -18,6 +18,7 @@ from ovseg_d2.data.vocabulary import vocabulary_from_metadata
 from tests.data.coded_data import data_cfg, forget
 
 PREFIXES = ("coco_2017_train_stuff", "coco_2017_test_stuff", "coco_2017_val_", "voc_", "pascal_voc", "pcontext")
+PREFIXES += ("context_",)
 KEEP = "coco_2017_val_panoptic"
 
 
@@ -62,6 +63,13 @@ def register_all(root: str | Path) -> None:
         ("ade20k_full_sem_seg_freq_train", 572, 572, 65535, "ADE20K_2021_17_01/annotations_detectron2/training"),
         ("ade20k_full_sem_seg_freq_val_all", 847, 572, 65535, "ADE20K_2021_17_01/annotations_detectron2/validation"),
         ("ade20k_base_sem_seg_train", 135, 135, 255, "ADEChallengeData2016/annotations_detectron2/training"),
+        ("coco_2017_train_stuff_all_sem_seg", 171, None, 255, "coco/stuffthingmaps_detectron2/train2017"),
+        ("coco_2017_test_stuff_all_sem_seg", 171, None, 255, "coco/stuffthingmaps_detectron2/val2017"),
+        ("ade20k_150_test_sem_seg", 150, None, 255, "ADEChallengeData2016/annotations_detectron2/validation"),
+        ("voc_2012_test_sem_seg", 20, None, 255, "VOCdevkit/VOC2012/annotations_ovs/val"),
+        ("voc_2012_test_background_sem_seg", 59, None, 255, "VOCdevkit/VOC2012/annotations_ovs_background/val"),
+        ("context_59_test_sem_seg", 59, None, 255, "VOC2010/annotations_detectron2_ovs/pc59_val"),
+        ("context_459_test_sem_seg", 459, None, 65535, "VOC2010/annotations_detectron2_ovs/pc459_val"),
         ("ade20k_zero_shot_sem_seg_val", 150, 135, 255, "ADEChallengeData2016/annotations_detectron2/validation"),
     ],
 )
@@ -159,6 +167,45 @@ def test_folders_of_other_projects(root: Path) -> None:
     assert voc.image_root == str(root / "VOC2012" / "JPEGImages")
     assert MetadataCatalog.get("pcontext_sem_seg_val").image_root == str(root / "VOC2010" / "val" / "image")
     assert MetadataCatalog.get("pcontext_sem_seg_train").image_root == str(root / "VOC2010" / "JPEGImages")
+
+
+@pytest.mark.parametrize(
+    ("files", "val", "train"),
+    [
+        # ZSSeg's folders below, and CAT-Seg's labels of the validation images right in it: the same folder.
+        (["val/1.png", "train/2.png"], "val", "train"),
+        (["val/1.png", "1.png"], "val", None),
+        (["1.png"], "", None),
+        (["train/2.png", "1.png"], "", "train"),
+        # No label of a validation image: nothing to confuse with one.
+        (["train/2.png"], None, "train"),
+    ],
+)
+def test_one_folder_of_two_projects(root: Path, files: list[str], val: str | None, train: str | None) -> None:
+    base = root / "VOCdevkit" / "VOC2012"
+    for file in files:
+        path = base / "annotations_detectron2" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    register_all(root)
+    for name, folder in (("voc_sem_seg_test", val), ("voc_2012_test_sem_seg", val), ("voc_sem_seg_train", train)):
+        part = "train" if name.endswith("train") else "val"
+        expected = f"annotations_ovs/{part}" if folder is None else f"annotations_detectron2/{folder}"
+        assert MetadataCatalog.get(name).sem_seg_root == str(base / expected)
+
+
+def test_a_folder_with_files_is_preferred_to_an_empty_one(root: Path) -> None:
+    ours, theirs = (
+        root / "VOCdevkit" / "VOC2012" / folder for folder in ("annotations_ovs/val", "annotations_detectron2")
+    )
+    for folder in (ours, theirs):
+        folder.mkdir(parents=True)
+    register_all(root)
+    assert MetadataCatalog.get("voc_sem_seg_val").sem_seg_root == str(ours)
+    (theirs / "1.png").touch()
+    forget("voc_sem_seg_val")
+    register_all(root)
+    assert MetadataCatalog.get("voc_sem_seg_val").sem_seg_root == str(theirs)
 
 
 def test_folders_of_fcclip(root: Path) -> None:

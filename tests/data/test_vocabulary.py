@@ -91,7 +91,7 @@ def test_strings(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "vocabulary '', class 1: empty name"),
+        (" ", "the vocabulary has no classes"),
         ("cat,,dog", "class 2: empty name"),
         ("cat, dog,", "class 3: empty name"),
         ("cat|:stuff", "class 2: empty name"),

@@ -176,7 +176,7 @@ def test_labels_outside_the_table(folders: dict[str, str], tmp_path: Path) -> No
         ValueError, match=r"b.png has label 5 \(\d+ pixels?\), expected 0..4 or the ignore label 255 of 'zs_train'"
     ):
         train_targets("zs_train")
-    with pytest.raises(ValueError, match=r"b.png: label 5 found, allowed are 0..4 and 255"):
+    with pytest.raises(ValueError, match=r"b.png has label 5 \(1 pixel\), expected 0..4 or the ignore label 255"):
         evaluate("zs_train", np.array([[0, 1]]))
 
 

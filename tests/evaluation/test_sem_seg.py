@@ -97,8 +97,10 @@ def test_an_image_seen_twice_counts_once(tmp_path):
 def test_bad_input(dataset, tmp_path):
     with pytest.raises(ValueError, match=r"0.png: ground truth is \(2, 4\), the prediction \(1, 4\)"):
         evaluate(dataset, LABELS[1:])
-    Image.fromarray(np.full((2, 4), 3, dtype=np.uint8)).save(tmp_path / "labels.png")
-    with pytest.raises(ValueError, match=r"labels.png: label 3 found, allowed are 0..2 and 255"):
+    Image.fromarray(np.array([[3, 3, 3, 0], [200, 255, 1, 2]], dtype=np.uint8)).save(tmp_path / "labels.png")
+    with pytest.raises(
+        ValueError, match=r"labels.png has labels 3, 200 \(4 pixels\), expected 0..2 or the ignore label 255"
+    ):
         evaluate(dataset, np.zeros_like(LABELS), sem_seg_file_name=str(tmp_path / "labels.png"))
     Image.fromarray(np.zeros((2, 4, 3), dtype=np.uint8)).save(tmp_path / "rgb.png")
     with pytest.raises(ValueError, match=r"rgb.png: semantic ground truth has one channel"):

@@ -20,7 +20,7 @@ from typing import Any
 from ovseg_d2.data.check.before_run import require_registered
 from ovseg_d2.data.check.on_disk import check_on_disk, missing_places, project_datasets
 from ovseg_d2.data.datasets import dataset_root
-from ovseg_d2.data.datasets.conversion import run_jobs
+from ovseg_d2.data.datasets.conversion import run_jobs, run_script
 from ovseg_d2.data.label_files import Runner
 
 
@@ -75,7 +75,4 @@ def _write(line: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

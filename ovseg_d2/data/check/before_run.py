@@ -33,7 +33,7 @@ def require_registered(name: str) -> None:
     known = DatasetCatalog.list()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"registered: {', '.join(sorted(known))}"
+        hint = f"did you mean {' or '.join(near)}?" if near else "python -m ovseg_d2.data.check lists those that are"
         raise ValueError(f"dataset {name!r} is not registered; {hint}")
 
 

@@ -8,8 +8,13 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NoReturn
 
 import numpy as np
 import scipy.io
@@ -19,6 +24,8 @@ from tqdm import tqdm
 from ovseg_d2.data.label_files import LabelFile, describe_labels, label_problems
 
 Array = np.ndarray
+#: Items that a process takes at once.
+_CHUNK = 8
 
 
 def get_parser(description: str) -> argparse.ArgumentParser:
@@ -27,6 +34,20 @@ def get_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 16), help="processes (%(default)s)")
     parser.add_argument("--force", action="store_true", help="write files again that exist already")
     return parser
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Exit as ``main()`` says; what goes wrong is told in one line."""
+    stopped = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and so cleans up
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: no half-written file is kept; run the same command again\n")
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, stopped)
 
 
 def run_jobs(job: Callable[[Any], Any], items: Sequence[Any], *, workers: int, description: str) -> list[Any]:
@@ -38,10 +59,41 @@ def run_jobs(job: Callable[[Any], Any], items: Sequence[Any], *, workers: int, d
     if not items:
         return []
     bar = {"total": len(items), "desc": description, "unit": "image"}
+    return list(tqdm(map_jobs(job, items, workers=workers), **bar))
+
+
+def map_jobs(job: Callable[[Any], Any], items: Sequence[Any], *, workers: int) -> Iterator[Any]:
+    """``job(item)`` in the order of the items, in processes if there is more than one worker.
+
+    On an exception or an interrupt, the jobs that run are finished, and no others are begun.
+
+    Raises:
+        ChildProcessError: a process was killed.
+    """
     if workers <= 1:
-        return list(tqdm(map(job, items), **bar))
-    with multiprocessing.Pool(workers) as pool:
-        return list(tqdm(pool.imap(job, items, chunksize=8), **bar))
+        yield from map(job, items)
+        return
+    chunk = max(1, min(_CHUNK, len(items) // workers))
+    with ProcessPoolExecutor(workers, initializer=_stay_with_parent) as pool:
+        try:
+            yield from pool.map(job, items, chunksize=chunk)
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a process was killed, maybe because the memory was full; finished files are whole, and the same "
+                "command goes on from there, with fewer --workers if need be"
+            ) from None
+
+
+def _stay_with_parent() -> None:
+    """In a process of the pool: signals are the parent's to handle, and the process ends when the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def require_folder(folder: str) -> str:
@@ -90,12 +142,14 @@ def whole_file(path: str) -> Iterator[str]:
         yield temporary
         os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
         if isinstance(error, OSError) and error.errno is not None:
             reason = f"{error.strerror}; finished files are whole, and the same command goes on from there"
             raise OSError(error.errno, reason, path) from None
         raise
+    finally:
+        # Also after a replacement: that of a link by another one to the same file leaves both.
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
 
 
 def save_image(path: str, pixels: Array) -> None:
@@ -154,19 +208,32 @@ def verify_labels(
         image_root: folder of the images, ``.jpg``; None or one without an image: sizes are not compared.
 
     Raises:
-        ValueError: any of these is not so.
+        ValueError: any of these is not so, or there are no files at all.
     """
-    missing = sorted(set(files) - set(os.listdir(folder)))
-    if missing:
-        raise ValueError(f"{folder}: {len(missing)} of {len(files)} label files are missing: {', '.join(missing[:3])}")
 
-    def image(file: str) -> str | None:
-        path = os.path.join(image_root or "", os.path.splitext(file)[0] + ".jpg")
+    def image(label: str) -> str | None:
+        stem = os.path.splitext(os.path.basename(label))[0]
+        path = os.path.join(image_root or "", stem + ".jpg")
         return path if image_root and os.path.isfile(path) else None
 
-    expected = [LabelFile(os.path.join(folder, file), image(file), range(num_classes), ignore_label) for file in files]
-    problems = label_problems(
-        expected, lambda job, items: run_jobs(job, items, workers=workers, description="checking")
-    )
+    paths = [os.path.join(folder, file) for file in files]
+    expected = [LabelFile(path, image(path), range(num_classes), ignore_label) for path in paths]
+    verify_files(folder, expected, workers=workers)
+
+
+def verify_files(folder: str, expected: Sequence[LabelFile], *, workers: int) -> None:
+    """As :func:`verify_labels`, of files that say themselves what they should hold.
+
+    Raises:
+        ValueError: a file is missing or wrong, or there are none at all.
+    """
+    if not expected:
+        raise ValueError(f"{folder}: there is nothing to convert, as the source has no label files (see --help)")
+    missing = sorted({os.path.basename(file.path) for file in expected} - set(os.listdir(folder)))
+    problems = [f"{len(missing)} of {len(expected)} label files are missing: {', '.join(missing[:3])}"] * bool(missing)
+    if not missing:
+        problems = label_problems(
+            expected, lambda job, items: run_jobs(job, items, workers=workers, description="checking")
+        )
     if problems:
         raise ValueError(f"{folder}: {'; '.join(problems)}; --force writes them again")

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 
 from ovseg_d2.data.datasets.class_tables import class_names, class_table
-from ovseg_d2.data.datasets.coco_format import class_color, register_semantic_folder
+from ovseg_d2.data.datasets.coco_format import IMAGE_EXTENSIONS, class_color, register_semantic_folder
 from ovseg_d2.data.datasets.zero_shot_splits import ZeroShotSplit, builtin_split, register_view
 
 
@@ -18,7 +18,8 @@ from ovseg_d2.data.datasets.zero_shot_splits import ZeroShotSplit, builtin_split
 class Layout:
     """Folders of images and labels in a base folder, and how many images the public dataset has there.
 
-    ``own_numbers``: the labels are the classes of the view, not to be looked up in its ``label_ids``.
+    ``own_numbers``: the labels are the classes of the view, not to be looked up in its ``label_ids``; ``ignore_label``:
+    that of the files, where it is another than the row's.
     """
 
     base: str
@@ -26,6 +27,16 @@ class Layout:
     labels: str
     num_images: int
     own_numbers: bool = False
+    ignore_label: int | None = None
+
+    def presence(self, root: str) -> tuple[int, bool, bool]:
+        """How much of it is below ``root``, to compare: labels, images, the base folder."""
+        base = os.path.join(root, self.base)
+        return (
+            _label_files(os.path.join(base, self.labels)),
+            os.path.isdir(os.path.join(base, self.images)),
+            os.path.isdir(base),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +77,20 @@ class LabelledImages:
 
     def layout(self, root: str) -> Layout:
         """The layout of which most is there: labels before images before the base folder."""
+        return max(self.layouts, key=lambda layout: layout.presence(root))  # the first of equals
 
-        def exists(layout: Layout) -> list[bool]:
-            return [os.path.isdir(os.path.join(root, layout.base, x)) for x in (layout.labels, layout.images, "")]
 
-        return max(self.layouts, key=exists)  # the first of equals
+def _label_files(folder: str) -> int:
+    """2: the folder has label files, 1: it is empty, 0: there is none, or its files are in folders below it."""
+    if not os.path.isdir(folder):
+        return 0
+    with os.scandir(folder) as entries:  # the first file ends it, however many there are
+        is_empty = True
+        for entry in entries:
+            if entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                return 2
+            is_empty &= not entry.is_dir()
+    return int(is_empty)
 
 
 def register_rows(rows: Iterable[LabelledImages], root: str) -> None:
@@ -88,6 +108,7 @@ def register_rows(rows: Iterable[LabelledImages], root: str) -> None:
                 image_root=os.path.join(base, layout.images),
                 semantic_root=os.path.join(base, layout.labels),
                 own_numbers=layout.own_numbers,
+                ignore_label=row.ignore_label if layout.ignore_label is None else layout.ignore_label,
                 num_images=layout.num_images,
             )
 
@@ -100,10 +121,11 @@ def _register(
     image_root: str,
     semantic_root: str,
     own_numbers: bool,
+    ignore_label: int,
     num_images: int,
 ) -> None:
     metadata: dict[str, Any] = {
-        "ignore_label": row.ignore_label,
+        "ignore_label": ignore_label,
         "prepare_hint": f"python datasets/{row.prepare}",
         "num_images": num_images,
         **view.metadata,

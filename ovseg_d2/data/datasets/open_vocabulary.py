@@ -1,9 +1,10 @@
 """COCO-Stuff, Pascal VOC, Pascal Context and ADE20K with label images: the table of their layouts and names.
 
-Names are those of Mask2Former, MAFT, ZSSeg and FreeSeg; ZegFormer's own stand beside them, with its order of classes
-(the seen before the unseen). A zero-shot view is read from the label files of all classes; the ``_base`` and ``_novel``
-folders that ZSSeg's scripts write are used where they exist, and so are the folders of FC-CLIP's scripts.
-`datasets/README.md` shows all layouts; :mod:`.synonym_views` adds FC-CLIP's names with synonyms.
+Names are those of Mask2Former, MAFT, ZSSeg and FreeSeg; beside them stand CAT-Seg's (FGA-seg and SED have the same) and
+ZegFormer's with its order of classes (the seen before the unseen). A zero-shot view is read from the label files of all
+classes; the ``_base`` and ``_novel`` folders that ZSSeg's scripts write are used where they exist, and so are those of
+FC-CLIP's and CAT-Seg's scripts. `datasets/README.md` shows all layouts; :mod:`.synonym_views` adds FC-CLIP's names with
+synonyms.
 """
 
 from __future__ import annotations
@@ -44,12 +45,24 @@ _VOC_20B = View(
 )
 
 
+def _stuff(part: str, num_images: int) -> tuple[Layout, ...]:
+    """Our folders, which are those of ZSSeg, and CAT-Seg's."""
+    return (
+        Layout("coco", part, f"stuffthingmaps_detectron2/{part}", num_images),
+        Layout("coco-stuff", f"images/{part}", f"annotations_detectron2/{part}", num_images),
+    )
+
+
 def _voc(fcclip: str, part: str, folder: str, num_images: int, num_fcclip: int) -> tuple[Layout, ...]:
-    """Our folder, that of ZSSeg and FreeSeg, each with or without VOCdevkit above it, and FC-CLIP's."""
-    folders = [folder] if folder.endswith("background") else [folder, "annotations_detectron2"]
+    """Our folder, that of ZSSeg and FreeSeg, and CAT-Seg's of the validation images, each with or without VOCdevkit
+    above it; and FC-CLIP's."""
+    has_background = folder.endswith("background")
+    folders = [f"{folder}/{part}"] + [f"annotations_detectron2/{part}"] * (not has_background)
+    if part == "val":
+        folders.append("annotations_detectron2_bg" if has_background else "annotations_detectron2")
     return (
         *(
-            Layout(base, "JPEGImages", f"{labels}/{part}", num_images)
+            Layout(base, "JPEGImages", labels, num_images)
             for base in ("VOCdevkit/VOC2012", "VOC2012")
             for labels in folders
         ),
@@ -58,20 +71,22 @@ def _voc(fcclip: str, part: str, folder: str, num_images: int, num_fcclip: int) 
             f"images/{_LONG[part]}",
             f"{fcclip}/{_LONG[part]}",
             num_fcclip,
-            own_numbers=folder.endswith("background"),
+            own_numbers=has_background,
         ),
     )
 
 
-def _context(part: str, ours: str, fcclip: str, num_images: int) -> tuple[Layout, ...]:
-    """Our folder, which is also MAFT's, with either's images, and FC-CLIP's."""
+def _context(part: str, ours: str, fcclip: str, num_images: int, catseg_ignore_label: int) -> tuple[Layout, ...]:
+    """Our folder, which is also MAFT's, with either's images, CAT-Seg's, and FC-CLIP's."""
     labels = f"annotations_detectron2_ovs/{ours}_{part}"
+    catseg = f"annotations_detectron2/{ours}_{part}"
     return (
         *(
             Layout(base, images, labels, num_images)
             for base in ("VOC2010", "VOCdevkit/VOC2010")
             for images in ("JPEGImages", f"{part}/image")
         ),
+        Layout("VOCdevkit/VOC2010", "JPEGImages", catseg, num_images, ignore_label=catseg_ignore_label),
         Layout("pascal_ctx_d2", f"images/{_LONG[part]}", f"{fcclip}/{_LONG[part]}", num_images),
     )
 
@@ -87,17 +102,18 @@ _ADE = {"table": "ade20k_150", "prepare": "prepare_ade20k.py --only semantic"}
 TABLE: tuple[LabelledImages, ...] = (
     LabelledImages(
         **_STUFF,
-        layouts=(Layout("coco", "train2017", "stuffthingmaps_detectron2/train2017", 118_287),),
+        layouts=_stuff("train2017", 118_287),
         views={
             "coco_2017_train_stuff_sem_seg": _ALL,
             "coco_2017_train_stuff_base_sem_seg": _BASE,
             "coco_2017_train_stuff_novel_sem_seg": _NOVEL,
             "coco_2017_train_stuff_seen_sem_seg": _SEEN,
+            "coco_2017_train_stuff_all_sem_seg": _PLAIN,
         },
     ),
     LabelledImages(
         **_STUFF,
-        layouts=(Layout("coco", "val2017", "stuffthingmaps_detectron2/val2017", 5_000),),
+        layouts=_stuff("val2017", 5_000),
         views={
             "coco_2017_test_stuff_sem_seg": _ALL,
             "coco_2017_test_stuff_base_sem_seg": _BASE,
@@ -105,6 +121,7 @@ TABLE: tuple[LabelledImages, ...] = (
             "coco_2017_test_stuff_seen_sem_seg": _SEEN,
             "coco_2017_val_unseen_stuff_seen_sem_seg": _UNSEEN,
             "coco_2017_val_all_stuff_sem_seg": View(subset="all", seen_first=True),
+            "coco_2017_test_stuff_all_sem_seg": _PLAIN,
         },
     ),
     LabelledImages(
@@ -139,6 +156,7 @@ TABLE: tuple[LabelledImages, ...] = (
             "pascal_voc_val_all_sem_seg": View(subset="all", rename=_ZEGFORMER_VOC),
             # For models that were trained elsewhere: no split.
             "voc_sem_seg_val": View(rename=_MAFT_VOC),
+            "voc_2012_test_sem_seg": View(rename=_MAFT_VOC),
         },
     ),
     LabelledImages(
@@ -154,31 +172,32 @@ TABLE: tuple[LabelledImages, ...] = (
     LabelledImages(
         **_VOC_ROW,
         layouts=_voc("", "val", "annotations_ovs_background", 1_449, 0)[:-1],
-        views={"voc_background_sem_seg_val": _VOC_20B},
+        views={"voc_background_sem_seg_val": _VOC_20B, "voc_2012_test_background_sem_seg": _VOC_20B},
     ),
     *(
         LabelledImages(
             **_CONTEXT,
             table="pascal_context_59",
-            layouts=_context(part, "pc59", "annotations_ctx59", num_images),
+            layouts=_context(part, "pc59", "annotations_ctx59", num_images, 255),
             views={
                 f"pcontext_sem_seg_{part}": _PLAIN,
                 f"pcontext_base_sem_seg_{part}": _BASE,
                 f"pcontext_novel_sem_seg_{part}": _NOVEL,
                 f"pcontext_zero_shot_sem_seg_{part}": _ALL,
+                **more,
             },
         )
-        for part, num_images in (("train", 4_998), ("val", 5_105))
+        for part, num_images, more in (("train", 4_998, {}), ("val", 5_105, {"context_59_test_sem_seg": _PLAIN}))
     ),
     *(
         LabelledImages(
             **_CONTEXT,
             table="pascal_context_459",
-            layouts=_context(part, "pc459", "annotations_ctx459", num_images),
-            views={f"pcontext_full_sem_seg_{part}": _PLAIN},
+            layouts=_context(part, "pc459", "annotations_ctx459", num_images, 459),
+            views={f"pcontext_full_sem_seg_{part}": _PLAIN, **more},
             ignore_label=65535,
         )
-        for part, num_images in (("train", 4_998), ("val", 5_105))
+        for part, num_images, more in (("train", 4_998, {}), ("val", 5_105, {"context_459_test_sem_seg": _PLAIN}))
     ),
     *(
         LabelledImages(
@@ -210,7 +229,7 @@ TABLE: tuple[LabelledImages, ...] = (
         )
         for part, num_images, more in (
             ("train", 20_210, {}),
-            ("val", 2_000, {"ade20k_zero_shot_sem_seg_val": _ALL}),
+            ("val", 2_000, {"ade20k_zero_shot_sem_seg_val": _ALL, "ade20k_150_test_sem_seg": _PLAIN}),
         )
     ),
 )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
+from ovseg_d2.data.datasets.conversion import map_jobs
 from ovseg_d2.data.datasets.ovshapes import SEEN_CLASS_IDS, categories, is_thing
 from ovseg_d2.data.datasets.ovshapes_scene import NUM_CLASSES, Scene, render_scene
 
@@ -89,7 +89,8 @@ def write_world(
             for kind in ("panoptic", "semantic"):
                 os.makedirs(os.path.join(partial_folder, f"{kind}_{split}{view}"))
         count = getattr(settings, split)
-        results = progress(_map(partial(_write_picture, partial_folder, settings, split), count, workers), count, split)
+        write = partial(_write_picture, partial_folder, settings, split)
+        results = progress(map_jobs(write, range(count), workers=workers), count, split)
         _write_annotations(partial_folder, split, list(results))
     with open(os.path.join(partial_folder, MARKER), "w", encoding="utf-8") as file:
         json.dump(asdict(settings), file)
@@ -97,14 +98,6 @@ def write_world(
     if os.path.isdir(folder):
         shutil.rmtree(folder)
     os.replace(partial_folder, folder)
-
-
-def _map(function: Callable[[int], dict], count: int, workers: int) -> Iterator[dict]:
-    if workers <= 1:
-        yield from map(function, range(count))
-        return
-    with multiprocessing.Pool(workers) as pool:
-        yield from pool.imap(function, range(count), chunksize=8)
 
 
 def _write_picture(folder: str, settings: WorldSettings, split: str, index: int) -> dict[str, Any]:
