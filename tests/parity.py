@@ -34,6 +34,8 @@ RTOL, ATOL = 1e-4, 5e-5
 #: Files of tests/parity_families; each says in ``TOPICS`` which "family/topic" it runs.
 PARTS = (
     "mask2former",
+    "mask2former_losses",
+    "mask2former_model",
     "evaluation",
     "clip_conv",
     "clip_vit",

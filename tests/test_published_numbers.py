@@ -1,4 +1,4 @@
-"""docs/model_zoo.md names configurations and rows of tables that exist, and says the numbers of the methods' pages."""
+"""docs/model_zoo.md names configurations and rows of tables that exist and says the numbers of the methods' pages."""
 
 import re
 from pathlib import Path

@@ -1,8 +1,11 @@
 #!/usr/bin/env python
 """Every method on OVShapes: run what has no results yet, and write one table and one chart of all results.
 
+The tables of the methods' own pages are written, too: docs/TABLE.md has that of tools/tables/TABLE.yaml between two
+comments.
+
     python tools/compare.py                      # all tables of tools/tables; what `make compare` does
-    python tools/compare.py --render             # only write docs/ovshapes.md and docs/images/ovshapes.png
+    python tools/compare.py --render             # only write the pages and docs/images/ovshapes.png
     python tools/compare.py --rows 'start layer 4' --again
     python tools/compare.py --stale              # run anew what an older version of the code made
 
@@ -23,12 +26,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a script's own folder is there, not that above
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not that above
 
-from tools import row_files, run_table  # noqa: E402
+from tools import row_files, run_table, table_files, table_runs  # noqa: E402
+from tools.row_files import ROOT  # noqa: E402
 
 OLDER = "†"
+#: Between these two lines of a method's page stands its table.
+BEGIN, END = "<!-- written by tools/compare.py -->", "<!-- end of what is written -->"
 CHART = Path("images", "ovshapes.png")
 PAGE = """\
 # Every method on OVShapes
@@ -87,16 +92,16 @@ def rows_of(path: Path, results: Path) -> list[Row]:
     Raises:
         ValueError: the table, a configuration or a file of results cannot be read.
     """
-    table = run_table.read_table(path)
+    table = table_files.read_table(path)
     rows = []
     for row in table["rows"]:
-        start = f"{run_table.slug(row['name'])}-seed"
+        start = f"{row_files.slug(row['name'])}-seed"
         files = (results / path.stem).glob(f"{start}*.json")
         seeds = sorted(int(file.stem.removeprefix(start)) for file in files)
         output = ROOT / "output" / "tables" / path.stem
-        found = {seed: run_table.run_of(table, path.stem, row, seed, output, results).content() for seed in seeds}
+        found = {seed: table_runs.run_of(table, path.stem, row, seed, output, results).content() for seed in seeds}
         found = {seed: content for seed, content in found.items() if content}
-        one_seed = run_table.has_one_seed(row)
+        one_seed = table_files.has_one_seed(row)
         contents = list(found.values())[:1] if one_seed else list(found.values())
         numbers = "-" if one_seed else ", ".join(str(seed) for seed in found)
         closed = "mIoU_seen" not in table["metrics"]
@@ -110,21 +115,47 @@ def page(rows: Sequence[Row], metrics: Sequence[str], code: str) -> str:
     Args:
         rows: of all tables, in their order.
         metrics: the columns.
-        code: version of the code as it is; what another one made is marked.
+        code: version of the code as it is; what another one made is marked, unless all is.
     """
     done = [row for row in rows if row.contents]
-    lines = [f"| | seeds | {' | '.join(metrics)} | minutes |", "|---|---|" + "---:|" * (len(metrics) + 1)]
+    mixed = any(content["code"] == code for row in done for content in row.contents)
+    lines = _head("", [*metrics, "minutes"])
     for i, row in enumerate(done):
         if i == 0 or done[i - 1].title != row.title:
             lines.append(f"| **{row.title}** |" + " |" * (len(metrics) + 2))
-        older = any(content["code"] != code for content in row.contents)
-        cells = [run_table.cell(row.values(metric)) for metric in metrics]
         minutes = statistics.mean(content["minutes"] for content in row.contents)
-        lines.append(f"| {row.name}{f' {OLDER}' * older} | {row.seeds} | {' | '.join(cells)} | {minutes:.1f} |")
+        mark = f" {OLDER}" * (mixed and any(content["code"] != code for content in row.contents))
+        lines.append(f"{_line(row, metrics, mark)} {minutes:.1f} |")
     trained = next((row for row in done if row.seeds != "-"), rows[0])
     example = f"python tools/run_table.py tools/tables/{trained.table}.yaml --rows '{trained.name}' --again"
     chart = f"![Bars of the main rows]({CHART.as_posix()})\n\n" if any(row.chart for row in done) else ""
     return PAGE.format(example=example, chart=chart, table="\n".join(lines), made=_made(rows, code))
+
+
+def with_table(text: str, rows: Sequence[Row], metrics: Sequence[str]) -> str:
+    """The text of a method's page with the table of ``rows`` in its place; as it is without such a place.
+
+    Raises:
+        ValueError: the place has no end.
+    """
+    before, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(f"{END}\n")
+    if bool(begin) != bool(end):
+        raise ValueError(f"expected {BEGIN!r} and, below it, {END!r}, each on a line of its own")
+    if not begin:
+        return text
+    done = [row for row in rows if row.contents]
+    lines = [*_head("row", metrics), *(_line(row, metrics) for row in done)]
+    return f"{before}{begin}\n" + "\n".join(lines) + f"\n\n{end}{after}"
+
+
+def _head(title: str, columns: Sequence[str]) -> list[str]:
+    return [f"| {title and f'{title} '}| seeds | {' | '.join(columns)} |", "|---|---|" + "---:|" * len(columns)]
+
+
+def _line(row: Row, metrics: Sequence[str], mark: str = "") -> str:
+    cells = [run_table.cell(row.values(metric)) for metric in metrics]
+    return f"| {row.name}{mark} | {row.seeds} | {' | '.join(cells)} |"
 
 
 def _made(rows: Sequence[Row], code: str) -> str:
@@ -139,8 +170,9 @@ def _made(rows: Sequence[Row], code: str) -> str:
     ]
     older = sum(content["code"] != code for content in contents)
     if older:
+        which = f"{OLDER} {older}" if older < len(contents) else "All"
         parts.append(
-            f"{OLDER} {older} of the runs were made with an older version of the code, and the same settings; "
+            f"{which} of the runs were made with an older version of the code, and the same settings; "
             "`python tools/compare.py --stale` makes them anew."
         )
     missing = [row for row in rows if not row.contents]
@@ -197,7 +229,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=Path, default=ROOT / "tools" / "tables", help="folder of the tables")
+    parser.add_argument("--tables", type=Path, default=table_files.TABLES, help="folder of the tables")
     parser.add_argument("--rows", default="*", metavar="PATTERN", help="run only rows whose name matches")
     parser.add_argument("--render", action="store_true", help="run nothing")
     parser.add_argument("--stale", action="store_true", help="run rows anew that an older version of the code made")
@@ -209,11 +241,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     failed: list[str] = []
     try:
-        tables = {path: run_table.read_table(path) for path in sorted(args.tables.glob("*.yaml"))}
+        tables = {path: table_files.read_table(path) for path in sorted(args.tables.glob("*.yaml"))}
         if not tables:
             raise ValueError(f"{args.tables} holds no tables (*.yaml)")
         runs = {
-            path: run_table.runs_of(
+            path: table_runs.runs_of(
                 table, path.stem, (args.output / path.stem).resolve(), args.results, seeds=None, pattern=args.rows
             )
             for path, table in tables.items()
@@ -222,11 +254,14 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--rows {args.rows!r} matches no row of {len(tables)} tables")
         for path, table in {} if args.render else tables.items():
             failed += _complete(path, table, runs[path], args)
-        rows = [row for path in tables for row in rows_of(path, args.results)]
+        rows_by_table = {path: rows_of(path, args.results) for path in tables}
+        rows = [row for part in rows_by_table.values() for row in part]
         metrics = list(dict.fromkeys(name for table in tables.values() for name in table["metrics"]))
         row_files.write_whole(args.page, page(rows, metrics, row_files.code_version()))
         if any(row.chart and row.contents for row in rows):
             draw(rows, args.page.parent / CHART)
+        for path, part in rows_by_table.items():
+            write_table(args.page.parent / f"{path.stem}.md", part, tables[path]["metrics"])
         sys.stdout.write(f"{args.page}: {sum(bool(row.contents) for row in rows)} of {len(rows)} rows\n")
     except (ValueError, OSError) as error:
         failed.append(str(error))
@@ -235,7 +270,22 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _complete(path: Path, table: dict[str, Any], runs: list[run_table.Run], args: argparse.Namespace) -> list[str]:
+def write_table(path: Path, rows: Sequence[Row], metrics: Sequence[str]) -> None:
+    """Write :func:`with_table` to a method's page, if there is one.
+
+    Raises:
+        ValueError: the table's place has no end.
+    """
+    if not path.is_file():
+        return
+    try:
+        text = with_table(path.read_text(encoding="utf-8"), rows, metrics)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    row_files.write_whole(path, text)
+
+
+def _complete(path: Path, table: dict[str, Any], runs: list[table_runs.Run], args: argparse.Namespace) -> list[str]:
     """Messages of what failed: the other tables go on."""
     try:
         return run_table.complete(table, runs, jobs=args.jobs, stale=args.stale, again=args.again)

@@ -32,6 +32,11 @@ _STAMP = re.compile(r"\[(\d\d)/(\d\d) (\d\d):(\d\d):(\d\d)\] ")
 _START = "Process 0 of "
 
 
+def slug(name: str) -> str:
+    """A row's name as that of a folder."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+
+
 def portable(words: Sequence[str], output: str | Path, table: str) -> list[str]:
     """A command as it reads in every checkout: ``python``, and ``output/tables/TABLE`` for the folder of the runs."""
     words = [in_output(word, output, table) for word in words]

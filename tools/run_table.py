@@ -41,192 +41,26 @@ import argparse
 import fnmatch
 import json
 import os
-import re
 import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a script's own folder is there, not that above
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not that above
 
 from tools import row_files  # noqa: E402
-from tools.row_files import COMMAND_FILE  # noqa: E402
+from tools.row_files import COMMAND_FILE, ROOT  # noqa: E402
+from tools.table_files import has_one_seed, read_table  # noqa: E402
+from tools.table_runs import Run, has_gpu, run_of, runs_of  # noqa: E402
 
 RESULTS = ROOT / "results"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One row with one seed; it starts when ``earlier`` has finished.
-
-    ``command`` is that of this machine, in ``record`` it reads as in every checkout.
-    """
-
-    table: str
-    row: str
-    seed: int
-    output: Path
-    results: Path
-    command: tuple[str, ...]
-    earlier: Run | None = None
-
-    @property
-    def folder(self) -> Path:
-        return self.output / slug(self.row) / f"seed{self.seed}"
-
-    @property
-    def file(self) -> Path:
-        """The row's results, for committing."""
-        return self.results / self.table / f"{slug(self.row)}-seed{self.seed}.json"
-
-    @property
-    def commands(self) -> list[str]:
-        """The command, and that of the run it waits for."""
-        return [*self.command, *(self.earlier.command if self.earlier else ())]
-
-    @property
-    def record(self) -> list[str]:
-        """What makes the results what they are."""
-        return row_files.portable(self.commands, self.output, self.table)
-
-    def content(self) -> dict[str, Any] | None:
-        """The row's results; None if there are none, or they are those of another command or of other settings.
-
-        Raises:
-            ValueError: the configuration or the file of results cannot be read.
-        """
-        return row_files.read_row(self.file, self.record)
-
-    def differences(self, folder: Path) -> list[str]:
-        """What the finished run in ``folder`` was made with other than this row now has, a message each."""
-        if not ((folder / COMMAND_FILE).is_file() and (folder / "results.json").is_file()):
-            return [f"{folder} holds no finished run"]
-        found = row_files.differences(self.record, folder, self.table)
-        if self.earlier and not found:
-            found = self.earlier.differences(folder.parents[1] / slug(self.earlier.row) / folder.name)
-        return found
-
-    @property
-    def finished(self) -> bool:
-        """Whether the folder holds what exactly this row makes: results, and weights for rows that come after."""
-        return not self.differences(self.folder)
-
-    def keep(self, folder: Path, code: str | None, accepted: Sequence[str] = ()) -> None:
-        """Write the row's file from a finished run."""
-        content = {"table": self.table, "row": self.row, "seed": self.seed}
-        content |= row_files.describe(self.record, folder, code=code, accepted=accepted)
-        row_files.write_whole(self.file, f"{json.dumps(content, indent=1, ensure_ascii=False)}\n")
-
-    def start(self) -> None:
-        """
-        Raises:
-            RuntimeError: the run failed, or the earlier one has not finished.
-            ValueError: the run left no results of the usual form.
-        """
-        if self.earlier and not self.earlier.finished:
-            raise RuntimeError(f"row {self.row!r}, seed {self.seed}: row {self.earlier.row!r} has not finished")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "results.json").unlink(missing_ok=True)
-        threads = {} if _has_gpu() else {"OMP_NUM_THREADS": "1"}
-        code_version = row_files.code_version()
-        with open(self.folder / "log_of_command.txt", "w") as log:
-            code = subprocess.call(
-                self.command, cwd=ROOT, env={**os.environ, **threads}, stdout=log, stderr=subprocess.STDOUT
-            )
-        if code:
-            raise RuntimeError(f"row {self.row!r}, seed {self.seed}: exit status {code}, see {log.name}")
-        (self.folder / COMMAND_FILE).write_text(json.dumps(self.commands))
-        self.keep(self.folder, code_version)
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        ValueError: no such table, a key is missing or unknown, or two rows have one name.
-    """
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no plain YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(table, dict) or not isinstance(table.get("rows", []), list):
-        raise ValueError(f"{path} is no table; expected keys with values, and a list of rows")
-    nameless = [row for row in table.get("rows", []) if not isinstance(row, dict) or "name" not in row]
-    if nameless:
-        raise ValueError(f"{path}: a row has no name: {nameless[0]}")
-    keys = {"title", "prepare", "config", "metrics", "seeds", "rows"}
-    row_keys = {"name", "opts", "config", "seeds", "eval_only", "after", "chart"}
-    for where, found, allowed in [
-        (str(path), table, keys),
-        *((f"{path}: row {row.get('name')!r}", row, row_keys) for row in table.get("rows", [])),
-    ]:
-        unknown = sorted(set(found) - allowed)
-        if unknown:
-            raise ValueError(f"{where}: unknown key {unknown[0]!r}; allowed are {', '.join(sorted(allowed))}")
-    missing = sorted(keys - {"prepare"} - set(table))
-    if missing:
-        raise ValueError(f"{path}: no {', '.join(missing)}")
-    slugs = [slug(row["name"]) for row in table["rows"]]
-    doubled = [row["name"] for row, slug in zip(table["rows"], slugs, strict=True) if slugs.count(slug) > 1]
-    if doubled:
-        raise ValueError(f"{path}: two rows are called {doubled[0]!r}")
-    independent = {row["name"] for row in table["rows"] if "after" not in row}
-    for row in table["rows"]:
-        if row.get("after", next(iter(independent), "")) not in independent:
-            raise ValueError(
-                f"{path}: row {row['name']!r} is after {row['after']!r}, which is no row, or itself waits for another"
-            )
-    return table
-
-
-def runs_of(
-    table: dict[str, Any], name: str, output: Path, results: Path, *, seeds: list[int] | None, pattern: str
-) -> list[Run]:
-    """The runs of the rows whose names match ``pattern``.
-
-    Args:
-        table: of :func:`read_table`.
-        name: of the table, as in ``results/NAME``.
-        output: folder of the runs.
-        results: folder of all tables' results.
-        seeds: instead of the table's.
-    """
-    runs = []
-    for row in table["rows"]:
-        if not fnmatch.fnmatch(row["name"], pattern):
-            continue
-        chosen = seeds or row.get("seeds") or table["seeds"]
-        chosen = chosen[:1] if has_one_seed(row) else chosen
-        runs += [run_of(table, name, row, seed, output, results) for seed in chosen]
-    return runs
-
-
-def has_one_seed(row: dict[str, Any]) -> bool:
-    """Nothing is trained, here or before: every seed gives the same."""
-    return bool(row.get("eval_only")) and "after" not in row
-
-
-def run_of(table: dict[str, Any], name: str, row: dict[str, Any], seed: int, output: Path, results: Path) -> Run:
-    """The run of one row and seed; the other arguments are those of :func:`runs_of`."""
-    folder = output / slug(row["name"]) / f"seed{seed}"
-    earlier = None
-    if "after" in row:
-        (other,) = (other for other in table["rows"] if other["name"] == row["after"])
-        earlier = run_of(table, name, other, seed, output, results)
-    command = [sys.executable, "train_net.py", "--config-file", row.get("config", table["config"])]
-    command += ["--eval-only"] if row.get("eval_only") else []
-    command += [str(opt).replace("{after}", str(earlier.folder) if earlier else "") for opt in row.get("opts", [])]
-    command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    return Run(name, row["name"], seed, output, results, tuple(command), earlier)
 
 
 def prepare(table: dict[str, Any]) -> None:
@@ -309,7 +143,7 @@ def complete(
     if not todo:
         return []
     prepare(table)
-    return _work(list(dict.fromkeys(todo)), jobs or (1 if _has_gpu() else os.cpu_count() or 1))
+    return _work(list(dict.fromkeys(todo)), jobs or (1 if has_gpu() else os.cpu_count() or 1))
 
 
 def take_over(
@@ -336,7 +170,7 @@ def take_over(
     )
     if not found:
         raise ValueError(f"{folder} holds no finished run: no {COMMAND_FILE}, and none in its ROW/seedN folders")
-    rows = {slug(row["name"]): row for row in table["rows"]}
+    rows = {row_files.slug(row["name"]): row for row in table["rows"]}
     written, refused = [], []
     for path in found:
         place = row_files.recorded_place(json.loads((path / COMMAND_FILE).read_text()))
@@ -414,17 +248,6 @@ def _work(todo: list[Run], jobs: int) -> list[str]:
         for waits in (False, True):
             list(pool.map(one, [run for run in todo if (run.earlier is not None) is waits]))
     return failed
-
-
-def slug(name: str) -> str:
-    """A row's name as that of a folder."""
-    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
-
-
-def _has_gpu() -> bool:
-    import torch  # not for --help
-
-    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

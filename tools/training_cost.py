@@ -16,11 +16,13 @@ import argparse
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ovseg_d2  # noqa: F401  (first: it hides a warning of detectron2's import)
+
+# isort: split
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
@@ -34,7 +36,7 @@ from ovseg_d2.structures import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, not that above
 
-from tools.memory import peak, resident  # noqa: E402
+from tools.memory import in_own_process, peak, resident  # noqa: E402
 
 
 def random_batch(count: int, size: tuple[int, int], num_masks: int, vocabulary: Vocabulary) -> list[dict[str, Any]]:
@@ -55,10 +57,9 @@ def random_batch(count: int, size: tuple[int, int], num_masks: int, vocabulary: 
 
 
 def measure(
-    config_file: str, opts: list[str], *, batch: int, size: tuple[int, int], num_masks: int, repeats: int, threads: int
+    config_file: str, opts: list[str], *, batch: int, size: tuple[int, int], num_masks: int, repeats: int
 ) -> dict[str, float]:
     """``params`` and ``trainable`` in millions; of a step ``seconds``, ``cpu_seconds`` (medians) and ``mebibytes``."""
-    torch.set_num_threads(threads)
     cfg = load_config(config_file, opts)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     torch.manual_seed(0)
@@ -102,37 +103,30 @@ def measure(
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images a step")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images a step (1)")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images (default: INPUT.IMAGE_SIZE)"
     )
-    parser.add_argument("--masks", type=int, default=12, help="targets an image")
-    parser.add_argument("--repeats", type=int, default=2, help="steps that count, after one that does not; 0: that one")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    parser.add_argument("--masks", type=int, default=12, help="targets an image (%(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="steps that count, after one that does not (%(default)s); 0: that one"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change")
     args = parser.parse_args(argv)
     try:
         cfg = load_config(args.config_file, args.opts)
         size = tuple(args.size or (cfg.INPUT.IMAGE_SIZE,) * 2)
         for batch in args.batch:
-            with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-                found = pool.submit(
-                    measure,
-                    args.config_file,
-                    args.opts,
-                    batch=batch,
-                    size=size,
-                    num_masks=args.masks,
-                    repeats=args.repeats,
-                    threads=torch.get_num_threads(),
-                ).result()
+            options = {"batch": batch, "size": size, "num_masks": args.masks, "repeats": args.repeats}
+            found = in_own_process(partial(measure, args.config_file, args.opts, **options))
             sys.stdout.write(
                 f"batch {batch} of {size[0]} x {size[1]}: {found['seconds']:.1f} s a step "
                 f"({found['cpu_seconds']:.1f} s of CPU), {found['mebibytes']:.0f} MiB beyond the model at rest; "
                 f"{found['trainable']:.1f} M of {found['params']:.1f} M parameters train\n"
             )
             sys.stdout.flush()
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"training_cost: {error}\n")
         return 1
     return 0

@@ -6,7 +6,7 @@ from ovseg_d2.modeling.losses.mask_losses import PointMaskLoss, pairwise_cross_e
 from ovseg_d2.modeling.losses.matcher import HungarianMatcher
 from ovseg_d2.modeling.losses.set_criterion import SetCriterion
 from ovseg_d2.structures import MaskProposals, SegmentationTargets
-from tests.parity_families.mask2former import RecordedDraws
+from tests.parity_families.recorded import RecordedDraws
 
 
 def make_criterion(num_classes=4, **kwargs):

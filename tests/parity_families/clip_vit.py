@@ -33,6 +33,12 @@ def openai_vit(*, image_size: int, act_layer: type[nn.Module] = QuickGELU, **siz
     return VisionTransformer(image_size=image_size, act_layer=act_layer, **{"mlp_ratio": 4.0, **sizes})
 
 
+def recorded_vit(ctor: dict[str, Any]) -> VisionTransformer:
+    """Of the sizes of a recorded constructor."""
+    sizes = {key: ctor[key] for key in ("patch_size", "width", "layers", "heads", "output_dim")}
+    return openai_vit(image_size=ctor["input_resolution"], **sizes)
+
+
 # ---- MaskCLIP++
 
 
@@ -192,10 +198,7 @@ def text_encoder(case: Case) -> nn.Module:
 @torch.no_grad()
 def clip_vit_fpn(case: Case) -> dict[str, Any]:
     ctor = dict(case.meta["constructor"])
-    tower = openai_vit(
-        image_size=ctor["input_resolution"],
-        **{key: ctor[key] for key in ("patch_size", "width", "layers", "heads", "output_dim")},
-    )
+    tower = recorded_vit(ctor)
     encoder = ClipViT(
         tower,
         out_layers=[f"block{i}" for i in ctor["out_indices"]],
@@ -221,10 +224,7 @@ def clip_vit_fpn(case: Case) -> dict[str, Any]:
 @torch.no_grad()
 def ipclip_vit(case: Case) -> dict[str, Any]:
     ctor, x = case.meta["ctor"], case.inputs
-    tower = openai_vit(
-        image_size=ctor["input_resolution"],
-        **{key: ctor[key] for key in ("patch_size", "width", "layers", "heads", "output_dim")},
-    )
+    tower = recorded_vit(ctor)
     tower.load_state_dict(case.params)
     start, last = case.meta["start_layers_L"], ctor["layers"] - 1
     encoder = ClipViT(tower, mask_mode="maft", start_layer=start, pos_align_corners=True).eval()
@@ -265,10 +265,7 @@ def blocked_matrix(bias: Tensor) -> Tensor:
 @torch.no_grad()
 def vpt_vit(case: Case) -> dict[str, Any]:
     ctor, images = case.meta["constructor"], case.inputs["image"]
-    tower = openai_vit(
-        image_size=ctor["input_resolution"],
-        **{key: ctor[key] for key in ("patch_size", "width", "layers", "heads", "output_dim")},
-    )
+    tower = recorded_vit(ctor)
     tower.load_state_dict({key: value for key, value in case.params.items() if "prompt" not in key})
     prompts = DeepImagePrompts(
         num_layers=1 + ctor["total_d_layer"],

@@ -19,8 +19,6 @@ from ovseg_d2.modeling.inference.mask_inference import (
     semantic_inference,
 )
 from ovseg_d2.modeling.layers.mask_pooling import pool_binary
-from ovseg_d2.modeling.losses.mask_losses import PointMaskLoss
-from ovseg_d2.modeling.losses.set_criterion import SetCriterion
 from ovseg_d2.modeling.mask_classification.ensemble import class_table
 from ovseg_d2.modeling.mask_classification.generator_classes import GeneratorClasses
 from ovseg_d2.modeling.mask_classification.host_ensemble import HostEnsemble, calibrated
@@ -31,7 +29,7 @@ from ovseg_d2.modeling.proposals.mask_decoder import MaskedAttentionDecoder
 from ovseg_d2.modeling.text_classifier import TextClassifier, averaged, class_logits
 from ovseg_d2.structures import ClipFeatures, MaskProposals, TextClasses
 from tests.parity import Case
-from tests.parity_families.mask2former import FixedProposals, result_outputs
+from tests.parity_families.recorded import FixedProposals, idle_criterion, result_outputs
 
 
 def recorded_text(case: Case) -> tuple[TextClasses, Tensor]:
@@ -133,14 +131,7 @@ def fcclip_ensemble(case: Case) -> dict[str, Any]:
     proposals = MaskProposals(class_logits=x["pred_logits"], mask_logits=x["pred_masks"])
     model = FCCLIP(
         proposals=FixedProposals(proposals),
-        criterion=SetCriterion(
-            num_classes=len(trained),
-            class_weight=2.0,
-            mask_weight=5.0,
-            dice_weight=5.0,
-            no_object_weight=0.1,
-            mask_loss=PointMaskLoss(num_points=32),
-        ),
+        criterion=idle_criterion(len(trained)),
         ensemble_alpha=ctor["alpha"],
         ensemble_beta=ctor["beta"],
         ensemble_valid_masks_only=ctor["ensemble_on_valid_mask"],

@@ -8,7 +8,7 @@ import torch
 
 from ovseg_d2.modeling.proposals.context_interaction import ContextInteraction
 from tests.parity import Case, Unsupported
-from tests.parity_families.mask2former import load_params
+from tests.parity_families.recorded import load_params
 
 
 @torch.no_grad()

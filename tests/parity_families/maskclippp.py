@@ -66,7 +66,10 @@ def pseudo_text(case: Case) -> dict[str, Any]:
         if ctor["corr_residual"]
         else None,
     ).eval()
-    module.load_state_dict(weights_of(case))
+    weights = weights_of(case)
+    if ctor["corr_residual"]:  # a linear similarity, whatever the file calls it
+        weights = {f"residual.{k}" if k.startswith(("expand.", "reduce.")) else k: v for k, v in weights.items()}
+    module.load_state_dict(weights)
     text, dense = text_of(case.inputs["t_embs"]), case.inputs["p_embs"]
     scale = scale_of(case, case.meta["model_use_logit_scale"])
     rows = F.normalize(text.embeds.mean(dim=1), dim=-1)

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import yaml
 
-from tools import compare, row_files, run_table
+from tools import compare, row_files, run_table, table_files, table_runs
 
 ROWS = {
     "open": [
@@ -43,7 +43,7 @@ def place(tmp_path, monkeypatch):
         (tmp_path / "tables" / f"{name}.yaml").write_text(yaml.safe_dump(table))
         for row in rows:
             for seed in {"first": [1, 3], "third": []}.get(row["name"], [1]):
-                run = run_table.run_of(table, name, row, seed, tmp_path / "output" / name, tmp_path / "results")
+                run = table_runs.run_of(table, name, row, seed, tmp_path / "output" / name, tmp_path / "results")
                 content = {
                     "metrics": {key: v and v + seed for key, v in SCORES[name].items()},
                     "commands": row_files.commands_of(run.record),
@@ -75,7 +75,7 @@ def run(place, capsys):
     return run
 
 
-def test_page(run, place):
+def test_page(run, place, monkeypatch):
     code, lines, err = run("--render")
     assert code == 0 and not err
     assert [line for line in lines if line.startswith("|")] == [
@@ -94,6 +94,10 @@ def test_page(run, place):
     assert "python tools/run_table.py tools/tables/closed.yaml --rows 'fourth' --again" in lines
     picture = (place / "images" / "ovshapes.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
+    # Where all are old, no row needs a mark.
+    monkeypatch.setattr(row_files, "code_version", lambda: "later")
+    text = "\n".join(run("--render")[1])
+    assert "†" not in text and "All of the runs were made with an older version of the code" in text
     # What a row no longer is, is not shown.
     (place / "some.yaml").write_text("SOLVER: {BASE_LR: 2.0}\n")
     row_files.file_settings.cache_clear()
@@ -101,10 +105,35 @@ def test_page(run, place):
     assert code == 0 and len([line for line in lines if line.startswith("|")]) == 2 and "images" not in "\n".join(lines)
 
 
+def test_table_of_a_page_of_its_own(run, place):
+    page = place / "open.md"
+    page.write_text(f"# Open\n\n{compare.BEGIN}\nold\n{compare.END}\n\nAfter.\n")
+    (place / "closed.md").write_text("no place\n")
+    assert run("--render")[0] == 0 and run("--render")[0] == 0
+    assert page.read_text().splitlines() == [
+        "# Open",
+        "",
+        compare.BEGIN,
+        "",
+        "| row | seeds | mIoU | mIoU_seen | mIoU_unseen | hIoU |",
+        "|---|---|---:|---:|---:|---:|",
+        "| first | 1, 3 | 22.0 ± 1.4 | 26.0 ± 1.4 | 7.0 ± 1.4 | - |",
+        "| second | - | 21.0 | 25.0 | 6.0 | - |",
+        "",
+        compare.END,
+        "",
+        "After.",
+    ]
+    assert (place / "closed.md").read_text() == "no place\n"
+    page.write_text(f"{compare.BEGIN}\nold\n")
+    code, _, err = run("--render")
+    assert code == 1 and f"{page}: expected '{compare.BEGIN}'" in err and page.read_text().endswith("old\n")
+
+
 def test_runs_what_is_missing(run, monkeypatch):
     monkeypatch.setattr(compare, "draw", lambda rows, path: None)
     asked = []
-    monkeypatch.setattr(run_table.Run, "start", lambda self: asked.append((self.table, self.row, self.seed)))
+    monkeypatch.setattr(table_runs.Run, "start", lambda self: asked.append((self.table, self.row, self.seed)))
     assert run()[0] == 0 and asked == [("open", "third", 1)]
     asked.clear()
     assert run("--rows", "f*", "--again", "--jobs", "1")[0] == 0
@@ -115,7 +144,7 @@ def test_runs_what_is_missing(run, monkeypatch):
     def fail(self):
         raise RuntimeError(f"{self.row} failed")
 
-    monkeypatch.setattr(run_table.Run, "start", fail)
+    monkeypatch.setattr(table_runs.Run, "start", fail)
     code, lines, err = run()
     assert code == 1 and err.splitlines()[-1] == "compare: third failed" and any("| first" in line for line in lines)
 
@@ -134,10 +163,10 @@ def test_bad_input(run, place):
 
 def test_the_page_of_the_project(monkeypatch):
     """Its numbers are those of the committed results (``make compare ARGS=--render`` writes it)."""
-    monkeypatch.setattr(run_table, "read_table", cache(run_table.read_table))
+    monkeypatch.setattr(table_files, "read_table", cache(table_files.read_table))
     paths = sorted((compare.ROOT / "tools" / "tables").glob("*.yaml"))
     rows = [row for path in paths for row in compare.rows_of(path, run_table.RESULTS)]
-    metrics = list(dict.fromkeys(name for path in paths for name in run_table.read_table(path)["metrics"]))
+    metrics = list(dict.fromkeys(name for path in paths for name in table_files.read_table(path)["metrics"]))
 
     def numbers(text):
         return [line.replace(" †", "") for line in text.splitlines() if re.match(r"\| (?!\*\*)", line)]
@@ -145,5 +174,12 @@ def test_the_page_of_the_project(monkeypatch):
     text = (compare.ROOT / "docs" / "ovshapes.md").read_text(encoding="utf-8")
     assert numbers(text) == numbers(compare.page(rows, metrics, "")) and len(numbers(text)) > 2
     assert (compare.ROOT / "docs" / compare.CHART).is_file()
+    for path in paths:
+        own = compare.ROOT / "docs" / f"{path.stem}.md"
+        if own.is_file():
+            text = own.read_text(encoding="utf-8")
+            part = [row for row in rows if row.table == path.stem]
+            assert compare.BEGIN in text
+            assert text == compare.with_table(text, part, table_files.read_table(path)["metrics"]), own
     files = {path for path in run_table.RESULTS.rglob("*.json")}
     assert len(files) == sum(len(row.contents) for row in rows), "a file of results belongs to no row as it is now"

@@ -1,0 +1,1 @@
+"""What tools/benchmark.py times: a file a topic, whose ``run`` prints what it finds and returns its timings."""
