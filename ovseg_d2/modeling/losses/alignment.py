@@ -87,8 +87,8 @@ class MaskTextAlignment(nn.Module):
         Returns:
             Scalar, not weighted; zero, and connected to both embeddings, without any match.
         """
-        counts = torch.tensor([len(queries) for queries, _ in matches], device=mask_embeds.device)
-        images = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        counts = torch.tensor([len(queries) for queries, _ in matches])
+        images = torch.arange(len(counts)).repeat_interleave(counts).to(mask_embeds.device)
         queries = torch.cat([queries for queries, _ in matches])
         class_ids = torch.cat([t.class_ids[matched] for t, (_, matched) in zip(targets, matches, strict=True)])
         logits = self.similarity(mask_embeds, text_embeds)[images, queries]

@@ -93,7 +93,7 @@ class PointMaskLoss:
     ) -> tuple[Tensor, Tensor]:
         device = mask_logits.device
         counts = [len(queries) for queries, _ in matches]
-        images = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
         logits = mask_logits[images, torch.cat([queries for queries, _ in matches])][:, None]
         with torch.no_grad():
             points = self.loss_points(logits, draws, counts)

@@ -47,7 +47,9 @@ class ClassRows:
 
     def counts(self) -> Tensor:
         """(N,) int64, how many entries each image keeps."""
-        return torch.bincount(self.image_ids, minlength=self.num_images)
+        # Not bincount, for which the host waits for a GPU.
+        images = torch.arange(self.num_images, device=self.image_ids.device)
+        return (self.image_ids == images[:, None]).sum(dim=1)
 
     def kept(self) -> Tensor:
         """(N, E) bool."""
@@ -78,6 +80,8 @@ class ClassRows:
     def packed(self) -> tuple[ClassRows, Tensor | None]:
         """The same rows counted within each image: ``entry_ids`` 0, 1, 2, ... and as many entries as the image with
         most of them keeps; and (N, entries) bool, which places are taken, None if all are."""
+        if self.is_full:
+            return self, None
         counts = self.counts()
         starts = counts.cumsum(0) - counts
         places = torch.arange(len(self), device=counts.device) - starts[self.image_ids]
