@@ -210,6 +210,15 @@ def test_the_largest_models_have_more_queries_for_segments(dataset):
     assert cfg.SOLVER.MAX_ITER == {"coco": 737500, "ade20k": 160000, "cityscapes": 90000}[dataset.split("_")[0]]
 
 
+@pytest.mark.parametrize("name", [n for n in MODEL_FILES if n.startswith("mask2former/") and "_semantic_" in n])
+def test_several_scales_are_multiples_of_the_test_size(name):
+    """What the public multi-scale numbers are made with: 0.5 to 1.75 times the size of one scale, and mirrored."""
+    cfg = loaded(name)
+    aug, size = cfg.TEST.AUG, cfg.INPUT.MIN_SIZE_TEST
+    assert list(aug.MIN_SIZES) == [size * quarters // 4 for quarters in range(2, 8)]
+    assert aug.FLIP and not aug.ENABLED and aug.MAX_SIZE == (4096 if "cityscapes" in name else 7 * size)
+
+
 @pytest.mark.parametrize(("name", "classes", "iterations", "train", "test", "tasks"), PUBLIC)
 def test_public_schedules(name, classes, iterations, train, test, tasks):
     cfg = loaded(f"mask2former/{name}.yaml")

@@ -52,7 +52,8 @@ def add_mask_classification(ovseg: CN) -> None:
     # FrozenCLIP and MAFT: "none" (Ac alone, MAFT's Table 2 and its public code), "zsseg" (FreeSeg too), "ovseg",
     # "zegformer", "zegformer_all", "zegformer_clip" or "maft" (equation 9), see mask_classification/host_ensemble.py.
     ensemble.NAME = "none"
-    ensemble.LAMBDA = 0.7  # ZSSeg and FreeSeg: 0.8 for COCO-Stuff, 0.7 for VOC; ZegFormer: 2/3 always; OVSeg: 0.7
+    # ZSSeg: 0.8 for COCO-Stuff, 0.7 for VOC; FreeSeg on ResNet-101: 0.8; ZegFormer: 2/3 always; OVSeg: 0.7.
+    ensemble.LAMBDA = 0.7
     # [dataset, lambda]: other values for single test datasets. ZSSeg: VOC and PC-59 0.4, A-150 0.5, A-847 0.7.
     ensemble.LAMBDA_OF = []
     # Subtracted from the scores of seen classes at the end. ZegFormer: 0.1 on COCO-Stuff; ZegCLIP: 0.1, which LDVC and

@@ -50,7 +50,8 @@ def add_solver(solver: CN) -> None:
     solver.BASE_LR_END = 0.0
     solver.POLY_LR_POWER = 0.9
     solver.POLY_LR_CONSTANT_ENDING = 0.0
-    solver.AMP.DTYPE = "bfloat16"  # bfloat16 or float16; CPU has bfloat16 only
+    # bfloat16, or float16 with a scaler of the loss, as in the public Mask2Former and its kin; CPU has bfloat16 only.
+    solver.AMP.DTYPE = "bfloat16"
     solver.CLIP_GRADIENTS.CLIP_TYPE = "full_model"  # one L2 norm over all gradients; also detectron2's value and norm
 
 

@@ -62,13 +62,17 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         torch.multiprocessing.ProcessRaisedException, ProcessExitedException: another process died otherwise.
     """
     # Errors of the config appear here, once, before any process starts.
-    on_cpu = torch.device(available_device(load_config(args.config_file, args.opts).MODEL.DEVICE)).type == "cpu"
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-        return _run(main, args, _place_under_torchrun(), on_cpu)
+    wanted = load_config(args.config_file, args.opts).MODEL.DEVICE
+    on_cpu = torch.device(available_device(wanted)).type == "cpu"
+    under_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
     local_size = max(1, args.num_gpus)
-    if local_size * args.num_machines == 1:
+    if local_size * args.num_machines == 1 and not under_torchrun:
         return main(args)
-    if not on_cpu:
+    if torch.device(wanted).type == "cuda" and torch.device(wanted).index is not None:
+        raise ValueError(f"MODEL.DEVICE is {wanted!r}; expected 'cuda', of which each process takes a GPU of its own")
+    if under_torchrun:
+        return _run(main, args, _place_under_torchrun(), on_cpu)
+    if torch.device(wanted).type != "cpu":  # one process falls back to the CPU, several would hide a broken driver
         _check_gpus(local_size)
     return _spawn(main, args, local_size, _rendezvous(args), on_cpu)
 
@@ -193,7 +197,10 @@ def _process_group(place: Place, backend: str) -> Iterator[None]:
 
 def _check_gpus(local_size: int) -> None:
     if local_size > torch.cuda.device_count():
-        raise ValueError(f"{local_size} processes need a GPU each (--num-gpus), found {torch.cuda.device_count()} GPUs")
+        raise ValueError(
+            f"{local_size} processes need a GPU each (--num-gpus), found {torch.cuda.device_count()} GPUs; with "
+            "MODEL.DEVICE cpu they run on the CPU"
+        )
 
 
 def _share_cores(local_size: int) -> None:

@@ -98,6 +98,8 @@ def _merge(cfg: CfgNode, content: Mapping[str, Any], *, where: str) -> None:
             raise ValueError(f"config key {key}{where} is a section, it takes no value; found {value!r}")
         if key not in known and not any(key.startswith(path) for path in open_nodes):
             raise ValueError(f"unknown config key {key}{where}; the nearest known one is {_nearest(key, known)}")
+        if isinstance(known.get(key), tuple | list) and isinstance(CfgNode._decode_cfg_value(value), str):
+            raise ValueError(f"config key {key}{where} takes a list, found {value!r}; for one entry \"['{value}']\"")
     try:
         cfg.merge_from_other_cfg(CfgNode(_with_floats(content, cfg)))
     except ValueError as error:

@@ -98,8 +98,10 @@ def load_parts(model: nn.Module, cfg: CfgNode, *, strict: bool) -> None:
     # First the files of single parts: where one does not fit, it is to blame, not the file of the whole model.
     for _, match in sorted(files, key=lambda file: not file[1].scope):
         if match.scope:
-            # A generator without classes can begin a training that learns them.
-            match.without(given if strict else given | _class_head(model)).require_whole()
+            # A generator without classes can begin a training that learns them; without a checkpoint of the whole model
+            # it is that which is missing, as is said below.
+            whole = strict and cfg.MODEL.WEIGHTS
+            match.without(given if whole else given | _class_head(model)).require_whole()
         elif strict:
             match.without(given).require_whole()
         else:

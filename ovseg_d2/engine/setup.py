@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import random
 import sys
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 _EXAMPLES = """
 examples (any config key can follow as KEY VALUE; its meaning stands in ovseg_d2/config/):
   train on one GPU, or on the CPU if there is none
-    {prog} --config-file configs/mask2former/coco_panoptic_r50.yaml
+    {prog} --config-file configs/mask2former/coco_panoptic_R50.yaml
   train on 8 GPUs
     {prog} --config-file FILE --num-gpus 8
   train with 2 processes on the CPU
@@ -32,7 +33,9 @@ examples (any config key can follow as KEY VALUE; its meaning stands in ovseg_d2
     {prog} --config-file FILE --resume
   evaluate a checkpoint
     {prog} --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
-  smaller batch, other folder
+  the same on other datasets
+    {prog} --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth DATASETS.TEST "('ade20k_panoptic_val',)"
+  smaller batch with a learning rate to match, other folder
     {prog} --config-file FILE SOLVER.IMS_PER_BATCH 8 SOLVER.BASE_LR 0.00005 OUTPUT_DIR output/small
   two machines
     (first)  {prog} --config-file FILE --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://FIRST:29500
@@ -49,19 +52,27 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         epilog: examples to show below the help instead of the usual ones.
     """
     parser = argparse.ArgumentParser(
-        description="Train and evaluate.",
+        description="Train a model and evaluate it, or with --eval-only evaluate a checkpoint.",
         epilog=epilog or _EXAMPLES.format(prog=sys.argv[0]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file of the model and its training")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one"
+    )
     parser.add_argument(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST, do not train"
     )
     parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="GPUs of this machine; with MODEL.DEVICE cpu, processes"
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs of this machine, a process each (default %(default)s); with MODEL.DEVICE cpu, processes",
     )
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
+    parser.add_argument(
+        "--num-machines", type=int, default=1, metavar="N", help="machines in all (default %(default)s)"
+    )
     parser.add_argument("--machine-rank", type=int, default=0, metavar="I", help="number of this machine, from 0")
     parser.add_argument(
         "--dist-url",
@@ -82,10 +93,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         FileNotFoundError, ValueError: one line that names the key or the file that is wrong.
     """
+    if not args.config_file:
+        raise ValueError("--config-file is not given; expected a YAML file, such as configs/ovshapes/fcclip.yaml")
     cfg = load_config(args.config_file, args.opts)
     rank, world_size = comm.get_rank(), comm.get_world_size()
     if not args.eval_only:
         _check_batch_size(cfg, world_size)
+    _make_output_dir(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, rank, name="fvcore")
     setup_logger(cfg.OUTPUT_DIR, rank)
     setup_logger(cfg.OUTPUT_DIR, rank, name="ovseg_d2", abbrev_name="ovseg_d2")
@@ -131,6 +145,18 @@ def seed_everything(seed: int, rank: int, *, start: int = 0) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def _make_output_dir(folder: str) -> None:
+    """Make ``OUTPUT_DIR``; a one-line ``ValueError`` if that cannot be, or nothing can be written there."""
+    if not folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"OUTPUT_DIR is {folder!r}, which cannot be made a folder: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"OUTPUT_DIR is {folder!r}, where nothing can be written; expected a folder of your own")
 
 
 def _check_batch_size(cfg: CfgNode, world_size: int) -> None:

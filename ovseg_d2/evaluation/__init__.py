@@ -1,6 +1,6 @@
 """Evaluation: semantic, panoptic, instance and mask-classification metrics of detectron2 models."""
 
-from ovseg_d2.evaluation.build import build_evaluator
+from ovseg_d2.evaluation.build import build_evaluator, scored_tasks
 from ovseg_d2.evaluation.instance import InstanceEvaluator
 from ovseg_d2.evaluation.mask_accuracy import MaskAccuracyEvaluator
 from ovseg_d2.evaluation.oracle import OracleEvaluator
@@ -19,6 +19,7 @@ __all__ = [
     "build_evaluator",
     "panoptic_quality_from_files",
     "results_table",
+    "scored_tasks",
     "sem_seg_scores",
     "write_json",
     "write_results",

@@ -35,6 +35,21 @@ EVALUATORS: dict[str, dict[str, str]] = {
 }
 
 
+def scored_tasks(cfg: CfgNode, dataset_name: str) -> list[str]:
+    """The tasks in MODEL.OVSEG.TEST.TASKS that the annotations of a dataset can score.
+
+    Raises:
+        ValueError: the evaluator type is unknown, or there is no such task.
+    """
+    scorable, tasks = _scorable(dataset_name), list(cfg.MODEL.OVSEG.TEST.TASKS)
+    if scorable.keys().isdisjoint(tasks):
+        kind = MetadataCatalog.get(dataset_name).evaluator_type
+        raise ValueError(
+            f"MODEL.OVSEG.TEST.TASKS is {tasks}, dataset {dataset_name!r} ({kind}) can score {sorted(scorable)}"
+        )
+    return [task for task in tasks if task in scorable]
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None = None) -> DatasetEvaluator:
     """Evaluators of the tasks in MODEL.OVSEG.TEST.TASKS that the dataset can score, and of MODEL.OVSEG.TEST.ORACLE.
 
@@ -48,18 +63,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path |
             asked for without semantic results, or mask accuracy of other masks than those of the annotations.
         ImportError: a Cityscapes dataset without the official scripts.
     """
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    if evaluator_type not in EVALUATORS:
-        raise ValueError(
-            f"dataset {dataset_name!r} has evaluator_type {evaluator_type!r}, known are {sorted(EVALUATORS)}"
-        )
-    scorable = EVALUATORS[evaluator_type]
-    tasks = [task for task in cfg.MODEL.OVSEG.TEST.TASKS if task in scorable]
-    if not tasks:
-        raise ValueError(
-            f"MODEL.OVSEG.TEST.TASKS is {list(cfg.MODEL.OVSEG.TEST.TASKS)}, "
-            f"dataset {dataset_name!r} ({evaluator_type}) can score {sorted(scorable)}"
-        )
+    scorable, tasks = _scorable(dataset_name), scored_tasks(cfg, dataset_name)
     generator = cfg.MODEL.OVSEG.PROPOSALS.NAME
     if "mask_accuracy" in tasks and generator != "GroundTruthProposals":
         raise ValueError(
@@ -88,3 +92,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path |
             )
         evaluators.append(OracleEvaluator(**classes, ignore_label=ignore_label))
     return DatasetEvaluators(evaluators)
+
+
+def _scorable(dataset_name: str) -> dict[str, str]:
+    """The tasks that a dataset can score, each with the kind of evaluator."""
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if evaluator_type not in EVALUATORS:
+        raise ValueError(
+            f"dataset {dataset_name!r} has evaluator_type {evaluator_type!r}, known are {sorted(EVALUATORS)}"
+        )
+    return EVALUATORS[evaluator_type]

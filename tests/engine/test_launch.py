@@ -22,6 +22,11 @@ def test_one_process_is_this_one():
     ("words", "message"),
     [
         (["--num-gpus", 2, "SOLVER.BASE_LRR", 1], "unknown config key SOLVER.BASE_LRR"),
+        (["--num-gpus", 99, "MODEL.DEVICE", "cuda"], "99 processes need a GPU each (--num-gpus), found "),
+        (
+            ["--num-gpus", 2, "MODEL.DEVICE", "cuda:1"],
+            "MODEL.DEVICE is 'cuda:1'; expected 'cuda', of which each process",
+        ),
         (["--num-machines", 2, "--machine-rank", 2, *CPU], "--machine-rank is 2, expected 0 to 1"),
         (["--num-machines", 2, *CPU], "several machines need tcp://HOST:PORT of the machine with rank 0"),
     ],

@@ -16,6 +16,10 @@ from tools import row_files
         (["SOLVER.BASE_LR"], "expected KEY VALUE pairs"),
         (["SOLVER.BASE_LR", "1", "--num-gpus", "2"], "options stand before the KEY VALUE pairs, found --num-gpus"),
         (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
+        (
+            ["DATASETS.TRAIN", "mine"],
+            "config key DATASETS.TRAIN takes a list, found 'mine'; for one entry \"['mine']\"",
+        ),
         (["INPUT.PIPELINE", "zoom"], "INPUT.PIPELINE is 'zoom', allowed are lsj, crop, resize"),
         (["MODEL.OVSEG.TEST.TASKS", "['semantic','depth']"], "MODEL.OVSEG.TEST.TASKS is 'depth'"),
         (["MODEL.META_ARCHITECTURE", "Mask3Former"], "MODEL.META_ARCHITECTURE is 'Mask3Former', allowed are"),
@@ -91,6 +95,14 @@ def test_setup_checks_the_data_first(tmp_path, monkeypatch):
         setup(arguments("DATASETS.TRAIN", "('ovshapes_tran',)", *opts))
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'gpu'"):
         setup(arguments("OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "gpu"))
+
+
+def test_setup_needs_a_config_file_and_a_folder_to_write_to(tmp_path):
+    with pytest.raises(ValueError, match="--config-file is not given; expected a YAML file"):
+        setup(default_argument_parser().parse_args([]))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="OUTPUT_DIR is .*file', which cannot be made a folder"):
+        setup(arguments("OUTPUT_DIR", tmp_path / "file"))
 
 
 def test_batch_size_fits_the_processes_in_training(tmp_path, monkeypatch):

@@ -141,6 +141,23 @@ def test_class_attention_with_every_padding_class_written_out(kind, pad_length):
         torch.testing.assert_close(got[mine], expected)
 
 
+@torch.no_grad()
+def test_linear_attention_of_many_classes_in_half_precision():
+    """The sum of the weights is beyond 65504, the largest number of float16."""
+    torch.manual_seed(0)
+    module = ClassAttention(dim=32, guidance_dim=GUIDANCE, num_heads=1, kind="linear")
+    for linear in (module.qkv.q, module.qkv.k):
+        linear.bias.fill_(5)
+    rows = ClassRows.of_mask(torch.ones(1, 300, dtype=torch.bool))
+    pad = (torch.randn(32), torch.randn(GUIDANCE), torch.tensor([20]))
+    inputs = (rows, torch.randn(300, 1, 2, 32), torch.randn(300, GUIDANCE), pad)
+    expected = module(*inputs)
+    with torch.autocast("cpu", dtype=torch.float16):
+        got = module(*inputs)
+    assert got.dtype == torch.float16
+    torch.testing.assert_close(got.float(), expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 3)])
 @torch.no_grad()
 def test_pooling_of_any_grid(size):

@@ -146,6 +146,23 @@ def test_sliding_window(clip):
     torch.testing.assert_close(found[:, :24, :24], corner[:, :24, :24], atol=1e-6, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_windows_are_cut_from_the_image_without_its_padding():
+    """As in mmsegmentation, on which the public DenseCLIP is built: 683 pixels have windows at 0 and 171, not 192."""
+    cfg = dense_cfg()
+    sliding = cfg.MODEL.OVSEG.TEST.SLIDING
+    sliding.SIZE, sliding.STRIDE = 64, 40
+    model = make(cfg)
+    batch = inputs((90, 130), (40, 96))  # the second one is padded, but to no more than a window
+    results = model(batch)
+    for x, result, size in zip(batch, results, ((90, 130), (64, 96)), strict=True):
+        image = model.preprocess([x]).tensor[..., : size[0], : size[1]]
+        logits = model.sliding_window(lambda windows, x=x: model.pixel_logits(windows, x["vocabulary"]), image)
+        expected = logits[0, :, : x["height"], : x["width"]].softmax(dim=0)
+        torch.testing.assert_close(result["sem_seg"], expected, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(result["sem_seg"], model([x])[0]["sem_seg"], atol=1e-5, rtol=1e-4)
+
+
 # Millions of parameters in the public table, where a ResNet's position table is that of 512 pixels: 207 rows more.
 @pytest.mark.parametrize(
     ("config", "text", "million"),

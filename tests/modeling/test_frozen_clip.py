@@ -236,6 +236,8 @@ def test_a_generator_on_a_clip_of_its_own():
         ({"ENSEMBLE.LAMBDA_OF": ["there", 0.5]}, r"LAMBDA_OF is \['there', 0.5\]; expected \[\[dataset, number\]"),
         ({"ENSEMBLE.LAMBDA_OF": [["there", "half"]]}, r"LAMBDA_OF is .*'half'.*expected \[\[dataset, number\]"),
         ({"CROPS.STYLE": "box"}, "CROPS.STYLE is 'box'; allowed are mask_crop"),
+        ({"CROPS.EXPAND": 0.5}, "CROPS.EXPAND is 0.5; expected at least 1"),
+        ({"FROZEN_CLIP.REGION_TEMPLATES": ["vlid"]}, "FROZEN_CLIP.REGION_TEMPLATES: 'vlid' is neither a set"),
     ],
 )
 def test_bad_configurations(changes, message):

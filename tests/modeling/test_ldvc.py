@@ -132,6 +132,20 @@ def test_windows_are_averaged_as_scores():
         torch.testing.assert_close(result["sem_seg"], (total / count)[0], atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_windows_need_not_be_made_of_whole_patches():
+    """What a patch does not fill is padded, so that logits stay over their pixels; the same of an image of 5 x 3."""
+    model = make(ldvc_cfg())
+    (x,) = inputs((48, 56))
+    images = model.preprocess([x]).tensor
+    for height, width in ((43, 50), (5, 3)):
+        padding = (0, -width % 8, 0, -height % 8)
+        padded = F.pad(images[..., :height, :width], padding)
+        expected = F.interpolate(model.pixel_logits(padded, x["vocabulary"]), size=padded.shape[-2:], mode="bilinear")
+        got = model.pixel_logits(images[..., :height, :width], x["vocabulary"])
+        torch.testing.assert_close(got, expected[..., :height, :width])
+
+
 # ---- what the method is
 
 

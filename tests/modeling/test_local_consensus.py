@@ -243,5 +243,5 @@ def test_no_routing_is_another_decoder_with_the_same_weights():
 
 
 def test_a_decoder_has_blocks():
-    with pytest.raises(ValueError, match="MODEL.OVSEG.LDVC.BLOCKS is 0; expected 1 or more"):
+    with pytest.raises(ValueError, match="MODEL.OVSEG.LDVC.TAPS has 0 layers; expected 1 or more"):
         decoder(num_blocks=0)

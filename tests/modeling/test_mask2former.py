@@ -1,5 +1,7 @@
 """The Mask2Former model: training, evaluation, odd inputs, public checkpoints."""
 
+import weakref
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -61,6 +63,20 @@ def test_only_the_tasks_that_are_on(task):
     model = build_model(tiny_cfg(tasks=[task])).eval()
     key = {"semantic": "sem_seg", "panoptic": "panoptic_seg", "instance": "instances"}[task]
     assert set(model(inputs((40, 40)))[0]) == {key}
+
+
+@torch.no_grad()
+def test_masks_of_earlier_layers_are_gone_when_results_are_formed(model, monkeypatch):
+    """At the size of images masks take the most memory of all; those of nine layers need not stay beside them."""
+    layers, alive = [], []
+    hook = model.proposals.mask_decoder.register_forward_hook(
+        lambda module, args, output: layers.extend(weakref.ref(aux.mask_logits) for aux in output.aux)
+    )
+    results = model.results
+    monkeypatch.setattr(model, "results", lambda *args: alive.append([r() for r in layers]) or results(*args))
+    model.eval()(inputs((64, 41)))
+    hook.remove()
+    assert alive == [[None] * len(model.proposals.mask_decoder.layers)]
 
 
 @torch.no_grad()

@@ -32,14 +32,12 @@ def plain_iou(probs, gt):
 
 
 def plain_row(kind, scores, targets):
-    """The errors of one ground-truth mask; for ``kl`` their sum."""
-    if kind == "kl":
-        p, q = [t / sum(targets) for t in targets], [s / sum(scores) for s in scores]
-        return [sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)]
+    """The errors of one ground-truth mask."""
     errors = []
     for s, t in zip(scores, targets, strict=True):
         d = abs(s - t)
-        errors.append({"l1": d, "l2": d * d, "smooth_l1": 0.5 * d * d if d < 1 else d - 0.5}[kind])
+        kl = sum(a * math.log(a / b) for a, b in ((t, s), (1 - t, 1 - s)) if a > 0)
+        errors.append({"l1": d, "l2": d * d, "smooth_l1": 0.5 * d * d if d < 1 else d - 0.5, "kl": kl}[kind])
     return errors
 
 
@@ -163,12 +161,31 @@ def test_half_precision():
     torch.testing.assert_close(found, MaskAwareLoss()(clip_probs, mask_probs, targets), rtol=2e-2, atol=1e-3)
 
 
+def test_the_iou_of_large_masks_under_autocast():
+    """Areas of thousands of pixels are no numbers of half precision."""
+    generator = torch.Generator().manual_seed(0)
+    probs, gt = torch.rand(4, 120, 130, generator=generator), torch.rand(3, 120, 130, generator=generator) > 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        found = soft_iou(probs.bfloat16().float(), gt)
+    torch.testing.assert_close(found, soft_iou(probs.bfloat16().float(), gt))
+
+
 def test_distillation():
     student, teacher = torch.randn(2, N, K, generator=torch.Generator().manual_seed(0)) * 3
     p, q = student.softmax(-1).flatten().tolist(), teacher.softmax(-1).flatten().tolist()
     expected = sum(0.5 * (a - b) ** 2 for a, b in zip(p, q, strict=True)) / (N * K)
     torch.testing.assert_close(distill_loss(student, teacher).item(), expected, rtol=1e-4, atol=1e-7)
     assert distill_loss(student, student + 5).item() < 1e-10  # probabilities, not logits
+
+
+def test_kl_of_scores_that_are_zero_or_one():
+    scores = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]], requires_grad=True)
+    masks = torch.zeros(1, 2, 4, 4)
+    masks[0, 0, :2] = 1.0
+    target = SegmentationTargets(torch.tensor([0]), masks[0, :1].bool())
+    loss = MaskAwareLoss(kind="kl")(scores, masks, [target])
+    loss.backward()
+    assert 80 < loss.item() < 90 and scores.grad.isfinite().all()
 
 
 def test_an_unknown_kind():

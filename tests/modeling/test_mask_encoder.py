@@ -127,6 +127,20 @@ def test_crops_come_from_the_image_as_it_is(visual):
     assert valid.tolist() == [[True, True, False]] * 2 and not embeds[:, 2].any()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("style", ["mask_crop", "cropmask", "crop"])
+def test_crops_are_of_the_same_pixels_whatever_the_padding(visual, style):
+    """Masks come on the frame of the batch, which need not be padded to multiples of 32."""
+    images, _ = batch()
+    logits = torch.full((2, 2, 64, 64), -9.0)
+    logits[:, 0, 4:20, 6:26], logits[:, 1, 10:38, 3:29] = 9.0, 9.0
+    wider = ImageBatch(F.pad(images.tensor, (0, 12, 0, 8)), image_sizes=SIZES, image_ids=[0, 1])
+    module = encoder(crops=CropEncoder(style=style, size=24))
+    expected, _ = module(visual, images, MaskProposals(mask_logits=logits))
+    found, _ = module(visual, wider, MaskProposals(mask_logits=F.pad(logits, (0, 12, 0, 8), value=-9.0)))
+    torch.testing.assert_close(found, expected)
+
+
 def test_divisors():
     assert divisor_of(build_clip("OVShapes-ViT", with_text=False).visual) == 8
     assert divisor_of(build_clip("OVShapes-RN", with_text=False).visual) == 32

@@ -120,6 +120,18 @@ def test_a_batch_is_the_mean_of_its_images(clip):
 ONE_SYNONYM = Vocabulary(names=COLOURS.names, is_thing=COLOURS.is_thing)
 
 
+def test_masks_stay_on_their_pixels_whatever_the_padding(clip):
+    """CLIP's copy is padded to whole patches, the batch with its masks to SIZE_DIVISIBILITY: two frames."""
+    model = random_maskclippp(maskclippp_cfg(clip)).train()
+    model.training_text = lambda vocabulary: model.text(ONE_SYNONYM)
+    batch = host_inputs((152, 200), (136, 224))
+    losses = []
+    for divisibility in (0, 64):
+        model.size_divisibility = divisibility
+        losses.append(loss_of(model, batch))
+    torch.testing.assert_close(*losses)
+
+
 def test_the_loss_is_that_of_the_paper(model):
     """Soft pooling by hand is in the parity; here, that masks, texts, scale and loss come together."""
     model.train()

@@ -149,6 +149,18 @@ def test_the_generator_has_a_size_of_its_own(dataset, own_clip):
     assert sem_seg(model, [x])[0].shape == (4, 64, 96)
 
 
+@torch.no_grad()
+def test_probabilities_of_masks_are_resized_to_the_results(dataset, own_clip):
+    """Not their logits, as in FC-CLIP: an edge between a sure and an unsure mask would move."""
+    model = random_maskclippp(generator_cfg("mask2former", dataset, own_clip)).eval()
+    images = model.preprocess(host_inputs((64, 96)))
+    mask_logits = model.predict(images, COLOURS).mask_logits
+    sizes = {"padded_size": images.padded_size, "image_size": (64, 96), "output_size": (99, 130)}
+    found = model.inference.resize(mask_logits[0], **sizes).sigmoid()
+    expected = F.interpolate(mask_logits.sigmoid(), size=(99, 130), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)
+
+
 def test_generator_copy():
     images = ImageBatch(torch.randn(2, 3, 64, 96), [(50, 90), (64, 96)], ["a", "b"], ["one", None])
     assert GeneratorCopy()(images) is images

@@ -6,6 +6,7 @@ from ovseg_d2.modeling.mask_classification.region_priors import (
     boxes_of,
     labelled_pixels,
     matched_masks,
+    on_frame,
     regions_on_grid,
 )
 from ovseg_d2.structures import SegmentationTargets
@@ -29,6 +30,16 @@ def test_regions_of_unequal_images_fill_a_batch():
     assert regions.masks[0, 0].sum() == 4
     nothing = regions_on_grid([target(), target()], (4, 6))
     assert nothing.masks.shape == (2, 0, 4, 6) and nothing.visible.shape == (2, 0)
+
+
+def test_masks_follow_another_padding():
+    wanted = target((2, 3, 20, 40), class_ids=[3])
+    wider = on_frame([wanted, target()], (40, 50))
+    assert wider[0].class_ids.tolist() == [3]
+    assert torch.equal(wider[0].masks, target((2, 3, 20, 40), size=(40, 50)).masks)
+    assert wider[1].masks.shape == (0, 40, 50)
+    assert torch.equal(on_frame(wider, (32, 48))[0].masks, wanted.masks)
+    assert torch.equal(on_frame(wider, (24, 60))[0].masks, target((2, 3, 20, 40), size=(24, 60)).masks)
 
 
 def test_pixels_have_the_class_of_the_mask_over_them():
@@ -61,5 +72,11 @@ def test_matched_masks_are_the_best_pairs():
     valid = torch.tensor([[True, False, False]])
     (matched,) = matched_masks([wanted], found[None], valid)
     assert matched.class_ids.tolist() == [5]
+    # Under autocast, too: in half precision both would cover the same area.
+    large, almost = target((0, 0, 60, 60), size=(64, 64)), target((0, 0, 50, 60), (0, 0, 50, 60), size=(64, 64))
+    almost.masks[1, 50, 0] = True
+    with torch.autocast("cpu", torch.bfloat16):
+        (matched,) = matched_masks([large], almost.masks[None].float())
+    assert torch.equal(matched.masks[0], almost.masks[1].float())
     for one in matched_masks([target(), wanted], torch.zeros(2, 0, 32, 48)):
         assert one.masks.shape == (0, 32, 48)

@@ -23,7 +23,7 @@ KINDS = ("none", "zsseg", "freeseg")
 
 
 class LearnableContexts(nn.Module):
-    """P contexts of n vectors (CoOp, arXiv 2109.01134; several of them as in MTA-CLIP, section 3.3).
+    """P contexts of n vectors (CoOp, arXiv 2109.01134; several of them as in MTA-CLIP, section 3.2).
 
     The P contexts start differently: equal ones would get equal gradients for ever.
     """
@@ -64,7 +64,7 @@ class LearnableContexts(nn.Module):
 
 
 class DeepTextPrompts(nn.Module):
-    """n vectors for every block, in place of what the block before made of them (LDVC, section 3.2).
+    """n vectors for every block, in place of what the block before made of them (LDVC, section 3.3).
 
     They take what enters the block as it is, so the first ones hold their position embedding.
     """
@@ -169,7 +169,8 @@ class SentencePrompts(nn.Module):
         of the first one; here each has its own.
         """
         ends = tokens.argmax(dim=1)
-        start, stop, end = encoder.token_embedding(tokens.new_tensor([tokens[0, 0], self.full_stop, tokens[0].max()]))
+        marks = torch.stack([tokens[0, 0], tokens.new_tensor(self.full_stop), tokens[0].max()])
+        start, stop, end = encoder.token_embedding(marks)
         tail = [stop[None], end[None]]
         if self.suffix_prompt is not None:
             tail.insert(0, self.suffix_prompt)

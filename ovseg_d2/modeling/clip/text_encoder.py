@@ -4,7 +4,7 @@ A text is [SOT, words, EOT, padding]; the tower reads its state at EOT. Under th
 reaches it, so the positions behind the last EOT of a batch need not be computed: class names in a template take about
 10 of CLIP's 77. The same holds with learned vectors between SOT and the words:
 
-* contexts (CoOp, arXiv 2109.01134; DenseCLIP, arXiv 2112.01518, section 3.2), which pass through all blocks;
+* contexts (CoOp, arXiv 2109.01134; DenseCLIP, arXiv 2112.01518, section 3.3), which pass through all blocks;
 * deep prompts (LDVC), which are replaced before every block.
 """
 

@@ -131,6 +131,7 @@ class MaskInference:
         top_k: int,
         boxes_from_masks: bool,
         align_corners: bool = False,
+        resize_probs: bool = False,
         merge: str = "mask2former",
         return_masks: bool = False,
     ) -> None:
@@ -138,6 +139,7 @@ class MaskInference:
 
         Args:
             align_corners: of the bilinear resizing of mask logits to the padded image.
+            resize_probs: from there to the output, mask probabilities are resized instead of logits (MaskCLIP++).
             merge: how masks become panoptic and instance results: "mask2former", by the functions above, or "freeseg".
             return_masks: the masks that semantic results are made of are a result, too.
 
@@ -151,14 +153,20 @@ class MaskInference:
             raise ValueError(f"MODEL.OVSEG.TEST.MERGE is {merge!r}; allowed are {', '.join(self.MERGES)}")
         self.tasks = frozenset(tasks)
         self.object_mask_threshold, self.overlap_threshold = object_mask_threshold, overlap_threshold
-        self.resize_first = postprocess_before_inference or bool(self.tasks & {"panoptic", "instance"})
+        self.postprocess_before_inference = postprocess_before_inference
+        self.resize_first = self._resizes_first()
         self.top_k, self.boxes_from_masks = top_k, boxes_from_masks
         self.align_corners = align_corners
+        self.resize_probs = resize_probs
         self.merge = merge
         self.return_masks = return_masks
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> MaskInference:
+    def from_config(cls, cfg: CfgNode, *, resize_probs: bool = False) -> MaskInference:
+        """
+        Args:
+            resize_probs: see the constructor.
+        """
         test = cfg.MODEL.OVSEG.TEST
         return cls(
             tasks=test.TASKS,
@@ -168,15 +176,26 @@ class MaskInference:
             top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
             boxes_from_masks=test.BOXES_FROM_MASKS,
             align_corners=cfg.MODEL.OVSEG.PROPOSALS.ALIGN_CORNERS,
+            resize_probs=resize_probs,
             merge=test.MERGE,
             return_masks=bool(test.ORACLE),
         )
 
     def only(self, task: str) -> MaskInference:
-        """The same for one of the tasks."""
+        """The same for one of the tasks, as it is beside the others."""
         one = copy(self)
         one.tasks = frozenset({task})
         return one
+
+    def restricted(self, tasks: Sequence[str]) -> MaskInference:
+        """As if no other than ``tasks`` had been chosen."""
+        fewer = copy(self)
+        fewer.tasks = self.tasks & set(tasks)
+        fewer.resize_first = fewer._resizes_first()
+        return fewer
+
+    def _resizes_first(self) -> bool:
+        return self.postprocess_before_inference or not self.tasks.isdisjoint({"panoptic", "instance"})
 
     def resize(
         self,
@@ -187,12 +206,16 @@ class MaskInference:
         output_size: tuple[int, int],
     ) -> Tensor:
         """Mask logits (Q, h, w) at the size that the results are formed at: the output's or the padded image's."""
-        mask_logits = F.interpolate(
-            mask_logits[None], size=padded_size, mode="bilinear", align_corners=self.align_corners
-        )[0]
-        if self.resize_first:
-            mask_logits = crop_and_resize(mask_logits, image_size=image_size, output_size=output_size)
-        return mask_logits
+        if tuple(mask_logits.shape[-2:]) != tuple(padded_size):
+            mask_logits = F.interpolate(
+                mask_logits[None], size=padded_size, mode="bilinear", align_corners=self.align_corners
+            )[0]
+        if not self.resize_first:
+            return mask_logits
+        sizes = {"image_size": image_size, "output_size": output_size}
+        if self.resize_probs:
+            return crop_and_resize(mask_logits.sigmoid(), **sizes).logit(eps=1e-6)
+        return crop_and_resize(mask_logits, **sizes)
 
     def __call__(
         self,

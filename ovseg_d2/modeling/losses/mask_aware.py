@@ -20,10 +20,11 @@ def soft_iou(mask_probs: Tensor, gt_masks: Tensor) -> Tensor:
         gt_masks: (M, H, W) bool or in {0, 1}.
 
     Returns:
-        (M, Q) in [0, 1].
+        (M, Q) float32 in [0, 1].
     """
-    gt, probs = gt_masks.flatten(1).to(mask_probs.dtype), mask_probs.flatten(1)
-    intersection = gt @ probs.T
+    gt, probs = gt_masks.flatten(1).float(), mask_probs.flatten(1).float()
+    with torch.autocast(probs.device.type, enabled=False):  # areas are beyond half precision
+        intersection = gt @ probs.T
     return intersection / (gt.sum(1)[:, None] + probs.sum(1) - intersection + 1e-7)
 
 
@@ -45,10 +46,11 @@ def normalized_iou(iou: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def _kl_divergence(scores: Tensor, iou: Tensor) -> Tensor:
-    """Of the two as distributions over the proposals; the paper does not say over what (Table 4b)."""
-    target = iou / iou.sum(-1, keepdim=True).clamp(min=1e-8)
-    log_scores = scores.clamp(min=1e-8).log() - scores.sum(-1, keepdim=True).clamp(min=1e-8).log()
-    return F.kl_div(log_scores, target, reduction="none")
+    """Of each pair, as probabilities that the mask is of the class. The paper does not say over what (Table 4b); as
+    distributions over proposals, which have no level, they would leave open which class a proposal is of."""
+    tiny = torch.finfo(scores.dtype).tiny
+    cross_entropy = -iou * scores.clamp(min=tiny).log() - (1 - iou) * (1 - scores).clamp(min=tiny).log()
+    return cross_entropy + torch.xlogy(iou, iou) + torch.xlogy(1 - iou, 1 - iou)
 
 
 #: Table 4(b): (M, Q) scores and their targets -> (M, Q).
@@ -66,8 +68,7 @@ class MaskAwareLoss(nn.Module):
     def __init__(self, *, kind: str = "smooth_l1") -> None:
         """
         Args:
-            kind: smooth_l1, l1, l2 or kl (Table 4b). All are means over the pairs of a ground-truth mask and a proposal
-                but ``kl``, which is a sum over proposals and a mean over masks.
+            kind: smooth_l1, l1, l2 or kl (Table 4b): means over the pairs of a ground-truth mask and a proposal.
 
         Raises:
             ValueError: another kind.
@@ -102,10 +103,10 @@ class MaskAwareLoss(nn.Module):
             if not len(target) or not clip_probs.shape[1] or (used is not None and not used.any()):
                 continue
             with torch.no_grad():
-                iou = normalized_iou(soft_iou(mask_probs[i].float(), target.masks), used)
+                iou = normalized_iou(soft_iou(mask_probs[i], target.masks), used)
             errors = self._errors(clip_probs[i][:, target.class_ids].T.float(), iou, used)
             total = total + errors.sum()
-            count = count + (len(errors) if self.kind == "kl" else errors.numel())
+            count = count + errors.numel()
         return total / all_reduced_mean(count).clamp(min=1)
 
     def _errors(self, scores: Tensor, iou: Tensor, used: Tensor | None) -> Tensor:

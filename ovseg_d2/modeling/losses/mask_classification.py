@@ -1,4 +1,4 @@
-"""MaskCLIP++'s classification loss of ground-truth masks (arXiv 2412.11464, section 3.3 and Table 14)."""
+"""MaskCLIP++'s classification loss of ground-truth masks (arXiv 2412.11464, appendix C.2 and Table 14)."""
 
 from __future__ import annotations
 

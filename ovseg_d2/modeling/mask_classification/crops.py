@@ -153,18 +153,20 @@ class CropEncoder(nn.Module):
             size: pixels a side of the crops.
             threshold: mask_crop: a pixel belongs to a mask whose probability exceeds it.
             fill: mask_crop: "mean" colour or "zero" (black) outside the mask.
-            expand: mask_crop: boxes grow by this factor.
+            expand: mask_crop: boxes grow by this factor, 1 or more.
             matting: mask_crop: mask probabilities weigh the pixels, instead of 0 and 1.
             align_corners: mask_crop: of the resizing; True in FreeSeg.
             chunk_size: crops that are made and encoded at once.
 
         Raises:
-            ValueError: a style or fill that does not exist.
+            ValueError: a style or fill that does not exist, or boxes that would shrink.
         """
         super().__init__()
         for key, value, allowed in (("STYLE", style, STYLES), ("FILL", fill, FILLS)):
             if value not in allowed:
                 raise ValueError(f"MODEL.OVSEG.CROPS.{key} is {value!r}; allowed are {', '.join(allowed)}")
+        if expand < 1:  # a box of one pixel would be none
+            raise ValueError(f"MODEL.OVSEG.CROPS.EXPAND is {expand}; expected at least 1")
         self.style, self.size, self.chunk_size = style, size, chunk_size
         self.threshold, self.expand, self.matting, self.align_corners = threshold, expand, matting, align_corners
         black = -torch.tensor(CLIP_PIXEL_MEAN) / torch.tensor(CLIP_PIXEL_STD)

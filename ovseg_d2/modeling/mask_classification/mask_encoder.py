@@ -93,7 +93,7 @@ class MaskEncoder(nn.Module):
         """
         if self.crops is not None:
             masks = self.resized(proposals.mask_logits, images)
-            copy = self.clip_copy(images, resize="none")
+            copy = self.normalised(images)
             return self.crops(visual, copy, replace(proposals, mask_logits=masks), mask_prompts=mask_prompts)
         copy = self.clip_copy(images, divisor=divisor_of(visual))
         features = visual(copy.tensor, masks_only=True)
@@ -102,6 +102,8 @@ class MaskEncoder(nn.Module):
 
     def resized(self, mask_logits: Tensor, images: ImageBatch) -> Tensor:
         """Mask logits (N, Q, h, w) at the size of the padded images, (N, Q, H, W) float32."""
+        if tuple(mask_logits.shape[-2:]) == images.padded_size:
+            return mask_logits.float()
         return F.interpolate(
             mask_logits.float(), size=images.padded_size, mode="bilinear", align_corners=self.align_corners
         )
@@ -113,18 +115,22 @@ class MaskEncoder(nn.Module):
             resize: another mode than the encoder's own.
         """
         resize = resize or self.resize
-        normalised = replace(images, tensor=images.tensor * self.scale + self.shift)
+        normalised = self.normalised(images)
         if resize != PADDED_SQUARE:
             return resize_image_batch(normalised, resize=resize, input_size=self.input_size, size_divisibility=divisor)
-        tensor = torch.zeros_like(normalised.tensor)
-        for row, image, (height, width) in zip(tensor, normalised.tensor, images.image_sizes, strict=True):
-            row[:, :height, :width] = image[:, :height, :width]
         size = (self.input_size, self.input_size)
         return replace(
             images,
-            tensor=F.interpolate(tensor, size=size, mode="bilinear", align_corners=False),
+            tensor=F.interpolate(normalised.tensor, size=size, mode="bilinear", align_corners=False),
             image_sizes=[size] * len(images),
         )
+
+    def normalised(self, images: ImageBatch) -> ImageBatch:
+        """The same batch with CLIP's normalisation, zeros in its padding."""
+        tensor = torch.zeros_like(images.tensor)
+        for row, image, (height, width) in zip(tensor, images.tensor, images.image_sizes, strict=True):
+            row[:, :height, :width] = image[:, :height, :width] * self.scale + self.shift
+        return replace(images, tensor=tensor)
 
     def to_frame(self, maps: Tensor, source: ImageBatch, target: ImageBatch) -> Tensor:
         """Maps (N, C, H, W) on the padded images ``source``, on the same images as ``target`` has them.

@@ -53,6 +53,17 @@ def regions_on_grid(targets: Sequence[SegmentationTargets], grid: tuple[int, int
     )
 
 
+def on_frame(targets: Sequence[SegmentationTargets], size: tuple[int, int]) -> list[SegmentationTargets]:
+    """The same masks where the batch is padded to another size: padding at the right and the bottom comes or goes."""
+    return [
+        SegmentationTargets(
+            target.class_ids,
+            F.pad(target.masks, (0, size[1] - target.masks.shape[-1], 0, size[0] - target.masks.shape[-2])),
+        )
+        for target in targets
+    ]
+
+
 def labelled_pixels(regions: Regions) -> tuple[Tensor, Tensor]:
     """The class of each position, that of the mask with the largest part in it.
 
@@ -85,7 +96,8 @@ def matched_masks(
     for i, (target, probs) in enumerate(zip(targets, mask_probs, strict=True)):
         probs = probs if valid is None else probs[valid[i]]
         found, wanted = (probs > 0.5).flatten(1).float(), target.masks.flatten(1).float()
-        intersection = found @ wanted.T
+        with torch.autocast(found.device.type, enabled=False):  # areas are beyond half precision
+            intersection = found @ wanted.T
         ious = intersection / (found.sum(1)[:, None] + wanted.sum(1) - intersection).clamp(min=1)
         rows, columns = (torch.as_tensor(x, device=ious.device) for x in linear_sum_assignment(-ious.cpu().numpy()))
         touching = ious[rows, columns] > 0

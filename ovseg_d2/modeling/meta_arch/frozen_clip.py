@@ -208,7 +208,7 @@ def _region_classifier(cfg: CfgNode, query_classifier: TextClassifier) -> TextCl
         return None
     return TextClassifier(
         tokenizer=clip_tokenizer(cfg.MODEL.OVSEG.CLIP.NAME),
-        templates=get_templates(templates),
+        templates=get_templates(templates, key="MODEL.OVSEG.FROZEN_CLIP.REGION_TEMPLATES"),
         trained_vocabulary=query_classifier.trained_vocabulary,
         cache_dir=query_classifier.cache_dir,
     )

@@ -197,7 +197,14 @@ class LDVC(ScoreSegmentor):
         return losses
 
     def pixel_logits(self, images: Tensor, vocabulary: Vocabulary) -> Tensor:
-        return self.decode(*self.encode(images, vocabulary))[-1]
+        """As in the base class. Windows of small images need not be made of whole patches; they are padded to be."""
+        (height, width), patch = images.shape[-2:], self.clip.visual.patch_size
+        images = F.pad(images, (0, -width % patch, 0, -height % patch))
+        logits = self.decode(*self.encode(images, vocabulary))[-1]
+        if images.shape[-2:] == (height, width):
+            return logits
+        logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
 
     def encode(self, images: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor, list[Tensor]]:
         """

@@ -27,6 +27,7 @@ from ovseg_d2.modeling.mask_classification.region_priors import (
     boxes_of,
     labelled_pixels,
     matched_masks,
+    on_frame,
     regions_on_grid,
 )
 from ovseg_d2.modeling.meta_arch.maskclippp_options import (
@@ -111,6 +112,7 @@ class MaskCLIPpp(ClipSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         options = cfg.MODEL.OVSEG.MASKCLIPPP
         shared = cls.shared_from_config(cfg, **visual_options(cfg))
+        shared["inference"] = MaskInference.from_config(cfg, resize_probs=True)
         apply_policy(shared["clip"].text, cfg.MODEL.OVSEG.TEXT.TRAINABLE)
         proposals = build_mask_proposals(cfg, shared["clip"])
         require_untuned_features(cfg, proposals)
@@ -158,7 +160,7 @@ class MaskCLIPpp(ClipSegmentor):
             return {"loss_mask_class": self._connected_zero()}
         copy = self.mask_encoder.clip_copy(images, resize="none", divisor=divisor_of(self.clip.visual))
         features = self.clip.visual(copy.tensor, masks_only=self.context == "none" and self.prior != "pixels")
-        regions = regions_on_grid(targets, features.grid)
+        regions = regions_on_grid(on_frame(targets, copy.padded_size), features.grid)
         self._count(int((regions.valid & ~regions.visible).sum()), sum(not len(target) for target in targets))
         if self.prior == "pixels":
             embeds = features.dense.flatten(2).transpose(1, 2)
@@ -168,11 +170,11 @@ class MaskCLIPpp(ClipSegmentor):
             class_ids, used = regions.class_ids, regions.valid
             if self.ignore_empty:
                 used = used & regions.visible
-        if not used.any():
+        chosen = used.nonzero(as_tuple=True)
+        if not len(chosen[0]):
             return {"loss_mask_class": self._connected_zero()}
         logits = self.similarity_logits(embeds, text, features)
-        image_of = torch.arange(len(images), device=used.device)[:, None].expand_as(used)
-        return {"loss_mask_class": self.class_loss(logits[used], class_ids[used], image_of[used])}
+        return {"loss_mask_class": self.class_loss(logits[chosen], class_ids[chosen], chosen[0])}
 
     def regions(
         self, images: ImageBatch, targets: Sequence[SegmentationTargets], vocabulary: Vocabulary

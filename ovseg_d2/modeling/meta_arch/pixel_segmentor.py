@@ -94,7 +94,17 @@ class PixelSegmentor(ClipSegmentor):
 
         if self.sliding_window is None:
             return MaskProposals(mask_logits=run(images.tensor))
-        return MaskProposals(mask_logits=self.sliding_window(run, images.tensor))
+        divisor = max(self.size_divisibility, 1)
+        maps = []
+        for image, image_size in zip(images.tensor, images.image_sizes, strict=True):
+            # Windows are cut from the image without its padding, as in mmsegmentation; an image with a shorter side
+            # keeps as much there as the model needs.
+            height, width = (
+                side if side >= self.sliding_window.size else -(-side // divisor) * divisor for side in image_size
+            )
+            logits = self.sliding_window(run, image[None, :, :height, :width])
+            maps.append(F.pad(logits, (0, images.padded_size[1] - width, 0, images.padded_size[0] - height)))
+        return MaskProposals(mask_logits=torch.cat(maps))
 
     def results(
         self,

@@ -99,7 +99,9 @@ class PromptTuning(ClipSegmentor):
             classifier = shared["text_classifier"]
             shared["text_classifier"] = TextClassifier(
                 tokenizer=classifier.tokenizer,
-                templates=get_templates(ovseg.FROZEN_CLIP.REGION_TEMPLATES),
+                templates=get_templates(
+                    ovseg.FROZEN_CLIP.REGION_TEMPLATES, key="MODEL.OVSEG.FROZEN_CLIP.REGION_TEMPLATES"
+                ),
                 trained_vocabulary=classifier.trained_vocabulary,
                 cache_dir=classifier.cache_dir,
             )

@@ -1,4 +1,4 @@
-"""What a zero-shot training knows of the unseen classes (ZegCLIP, arXiv 2212.03588; LDVC, section 4.1)."""
+"""What a zero-shot training knows of the unseen classes (ZegCLIP, arXiv 2212.03588; LDVC, section 3.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cost aggregation of CAT-Seg (arXiv 2303.11797, section 3.3) and FGA-seg (arXiv 2501.00877, section III-C.3).
+"""Cost aggregation of CAT-Seg (arXiv 2303.11797) and FGA-seg (arXiv 2501.00877, section III-C.3).
 
 A cost volume holds a feature map for every class of every image, one row each (:class:`ClassRows`), channels last.
 """
@@ -92,7 +92,7 @@ class CostEmbedding(nn.Module):
 
 
 class ClassAggregation(nn.Module):
-    """Attention between the classes of an image, at every position of the pooled maps (CAT-Seg, equation 4).
+    """Attention between the classes of an image, at every position of the pooled maps.
 
     Shorter vocabularies are filled up to ``pad_length`` with copies of one learned class. As they are all the same,
     one is computed and counted so many times.

@@ -1,4 +1,4 @@
-"""Attention whose queries and keys see guidance beside the cost volume (CAT-Seg, arXiv 2303.11797, section 3.3)."""
+"""Attention whose queries and keys see guidance beside the cost volume (CAT-Seg, arXiv 2303.11797)."""
 
 from __future__ import annotations
 
@@ -108,17 +108,22 @@ class ClassAttention(nn.Module):
 def _linear_attention(
     q: Tensor, k: Tensor, v: Tensor, taken: Tensor | None, pad_k: Tensor | None, pad_v: Tensor | None, pad_count: Tensor
 ) -> Tensor:
-    """q, k, v (N, L, heads, T, d), taken (N, T), pad_k and pad_v (heads, d), pad_count (N,) -> (N, L, heads, T, d)."""
-    q, k = F.elu(q) + 1, F.elu(k) + 1
-    if taken is not None:
-        k = k * taken[:, None, None, :, None]
-    weighted, total = k.mT @ v, k.sum(dim=-2)  # (N, L, heads, d, d), (N, L, heads, d)
-    if pad_k is not None:
-        pad_k = F.elu(pad_k) + 1
-        count = pad_count.to(q.dtype)[:, None, None, None]
-        weighted = weighted + count[..., None] * (pad_k[..., :, None] * pad_v[..., None, :])
-        total = total + count * pad_k
-    return (q @ weighted) / ((q @ total[..., None]) + EPS)
+    """q, k, v (N, L, heads, T, d), taken (N, T), pad_k and pad_v (heads, d), pad_count (N,) -> (N, L, heads, T, d).
+
+    In float32 under autocast: the sums over hundreds of classes are beyond what float16 holds.
+    """
+    dtype = q.dtype
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        q, k, v = F.elu(q.float()) + 1, F.elu(k.float()) + 1, v.float()
+        if taken is not None:
+            k = k * taken[:, None, None, :, None]
+        weighted, total = k.mT @ v, k.sum(dim=-2)  # (N, L, heads, d, d), (N, L, heads, d)
+        if pad_k is not None:
+            pad_k, pad_v = F.elu(pad_k.float()) + 1, pad_v.float()
+            count = pad_count.float()[:, None, None, None]
+            weighted = weighted + count[..., None] * (pad_k[..., :, None] * pad_v[..., None, :])
+            total = total + count * pad_k
+        return ((q @ weighted) / ((q @ total[..., None]) + EPS)).to(dtype)
 
 
 def _full_attention(

@@ -13,7 +13,7 @@ from ovseg_d2.modeling.pixel_classification.routing_attention import LocalConsen
 
 class TextAdapter(nn.Linear):
     """Texts that know an image: T_new = Linear([T * V_g; T]) (equation 3), which is ZegCLIP's relation descriptor
-    (arXiv 2212.03588, section 3.4)."""
+    (arXiv 2212.03588)."""
 
     def __init__(self, *, dim: int) -> None:
         """``dim``: D, of CLIP's joint space."""
@@ -124,7 +124,7 @@ class LocalConsensusDecoder(nn.Module):
         """
         super().__init__()
         if num_blocks < 1:
-            raise ValueError(f"MODEL.OVSEG.LDVC.BLOCKS is {num_blocks}; expected 1 or more blocks of the decoder")
+            raise ValueError(f"MODEL.OVSEG.LDVC.TAPS has {num_blocks} layers; expected 1 or more, one for each block")
         self.blocks = nn.ModuleList(
             LocalConsensusBlock(
                 dim=dim,

@@ -1,4 +1,4 @@
-"""Spatial aggregation of a cost volume (CAT-Seg, arXiv 2303.11797, section 3.3): Swin blocks that see the image too."""
+"""Spatial aggregation of a cost volume (CAT-Seg, arXiv 2303.11797): Swin blocks that see the image too."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class GuidedSwinBlock(nn.Module):
 
 
 class SpatialAggregation(nn.Module):
-    """Two guided Swin blocks for every class, the second with shifted windows (CAT-Seg, equation 3)."""
+    """Two guided Swin blocks for every class, the second with shifted windows."""
 
     def __init__(self, *, dim: int, guidance_dim: int, num_heads: int, window_size: int) -> None:
         super().__init__()

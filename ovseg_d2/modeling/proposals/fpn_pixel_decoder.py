@@ -1,4 +1,4 @@
-"""Pixel decoder of MaskFormer (arXiv 2107.06278, section 3.2): a feature pyramid with a map of every stride."""
+"""Pixel decoder of MaskFormer (arXiv 2107.06278, section 3.3): a feature pyramid with a map of every stride."""
 
 from __future__ import annotations
 

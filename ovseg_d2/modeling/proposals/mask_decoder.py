@@ -1,4 +1,4 @@
-"""Masked-attention decoder of Mask2Former (arXiv 2112.01527, section 3.2.2)."""
+"""Masked-attention decoder of Mask2Former (arXiv 2112.01527, section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovseg_d2.structures import MaskProposals, TextClasses
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, feed-forward: in this order (section 3.2.2)."""
+    """Masked cross-attention, self-attention, feed-forward: in this order (section 3.2.3)."""
 
     def __init__(self, *, dim: int, num_heads: int, ffn_dim: int, pre_norm: bool) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DecoderLayer(nn.Module):
 
 
 def blocked_positions(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where a query's own mask is background (equation 2).
+    """Where a query's own mask is background (equation 3).
 
     Args:
         mask_logits: (N, Q, h, w).

@@ -1,5 +1,5 @@
-"""Pixel decoder of Mask2Former (arXiv 2112.01527, section 3.2.1): a deformable encoder over the coarse feature maps,
-then an FPN up to the resolution of the masks."""
+"""Pixel decoder of Mask2Former (arXiv 2112.01527, sections 3.2.2 and 4.1): a deformable encoder over the coarse feature
+maps, then an FPN up to the resolution of the masks."""
 
 from __future__ import annotations
 

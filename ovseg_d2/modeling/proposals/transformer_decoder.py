@@ -1,4 +1,4 @@
-"""Transformer decoder of MaskFormer (arXiv 2107.06278, section 3.2), which is DETR's (arXiv 2005.12872, appendix A)."""
+"""Transformer decoder of MaskFormer (arXiv 2107.06278, section 3.3), which is DETR's (arXiv 2005.12872, appendix A)."""
 
 from __future__ import annotations
 
