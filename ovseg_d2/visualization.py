@@ -49,7 +49,14 @@ class ResultDrawer:
         return cls(class_names=names, class_colors=[tuple(channel / 255 for channel in color) for color in colors])
 
     def draw(
-        self, image: np.ndarray, results: dict[str, Any], task: str, *, scale: int = 1, score_threshold: float = 0.0
+        self,
+        image: np.ndarray,
+        results: dict[str, Any],
+        task: str,
+        *,
+        scale: int = 1,
+        score_threshold: float = 0.0,
+        hatch_rest: bool = False,
     ) -> np.ndarray:
         """Draws one kind of result.
 
@@ -59,6 +66,7 @@ class ResultDrawer:
             task: semantic, panoptic or instance.
             scale: the picture is this many times as large as the image; small images need it for legible names.
             score_threshold: instances below are left out.
+            hatch_rest: what no segment covers is hatched.
 
         Returns:
             (scale * H, scale * W, 3) RGB uint8.
@@ -71,22 +79,28 @@ class ResultDrawer:
             segments = self._instance_segments(results["instances"], score_threshold)
         else:
             raise ValueError(f"task {task!r} is unknown, allowed are {', '.join(TASKS)}")
-        return _draw_segments(image, segments, scale)
+        return _draw_segments(image, segments, scale, hatch_rest)
 
     def draw_masks(
-        self, image: np.ndarray, class_ids: torch.Tensor, masks: torch.Tensor, *, scale: int = 1
+        self,
+        image: np.ndarray,
+        class_ids: torch.Tensor,
+        masks: torch.Tensor,
+        *,
+        scale: int = 1,
+        hatch_rest: bool = False,
     ) -> np.ndarray:
         """Draws masks (M, H, W) bool, which may overlap, in the colours and with the names of their classes (M,).
 
         Args:
-            image, scale: see :meth:`draw`.
+            image, scale, hatch_rest: see :meth:`draw`.
         """
         classes = class_ids.tolist()
         segments = [
             (mask, color, self.class_names[k])
             for mask, color, k in zip(masks.cpu().numpy(), self._shades(classes), classes, strict=True)
         ]
-        return _draw_segments(image, segments, scale)
+        return _draw_segments(image, segments, scale, hatch_rest)
 
     def _semantic_segments(self, sem_seg: torch.Tensor) -> Iterable[Segment]:
         """Segments of class scores (K, H, W) or class indices (H, W); indices outside the classes are not drawn."""
@@ -203,7 +217,7 @@ def contact_sheet(
     return sheet
 
 
-def _draw_segments(image: np.ndarray, segments: Iterable[Segment], scale: int) -> np.ndarray:
+def _draw_segments(image: np.ndarray, segments: Iterable[Segment], scale: int, hatch_rest: bool) -> np.ndarray:
     """Draws segments from large to small, their names on top of all of them."""
     size = (image.shape[1] * scale, image.shape[0] * scale)  # width, height
     picture = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
@@ -213,28 +227,54 @@ def _draw_segments(image: np.ndarray, segments: Iterable[Segment], scale: int) -
         for mask, color, name in segments
     ]
     drawn.sort(key=lambda segment: -int(segment[0].sum()))
+    if hatch_rest:
+        _hatch(picture, ~np.any([mask for mask, _, _ in drawn], axis=0) if drawn else np.ones(size[::-1], dtype=bool))
     for mask, color, _ in drawn:
         picture[mask] = 0.45 * picture[mask] + 0.55 * 255 * np.array(color)
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, contours, -1, (255, 255, 255), thickness=1, lineType=cv2.LINE_AA)
     canvas = Visualizer(picture)
-    for mask, color, name in drawn:
+    taken = np.zeros(size[::-1], dtype=np.uint8)
+    for mask, color, name in reversed(drawn):  # small segments have the least choice of places
         if mask.sum() >= MIN_LABELLED_SHARE * mask.size:
             font_size = 7 + 4 * min(1.0, math.sqrt(mask.sum()) / 300)
-            x, y = _label_position(mask, name, font_size)
-            canvas.draw_text(name, (x, y), color=_light(color), font_size=font_size)
+            canvas.draw_text(
+                name, _label_position(mask, name, font_size, taken), color=_light(color), font_size=font_size
+            )
     return canvas.output.get_image()
 
 
-def _label_position(mask: np.ndarray, name: str, font_size: float) -> tuple[float, float]:
-    """x (middle) and y (top) of a name at the mask's most interior point, moved so that it stays in the picture."""
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
+def _hatch(picture: np.ndarray, mask: np.ndarray) -> None:
+    """Makes a part of a picture grey and hatches it, in place."""
+    grey = picture[mask].mean(axis=1, keepdims=True)
+    y, x = np.nonzero(mask)
+    stripe = ((x + y) % 12 < 3)[:, None]
+    picture[mask] = np.where(stripe, 235, 0.45 * grey + 70)
+
+
+def _label_position(mask: np.ndarray, name: str, font_size: float, taken: np.ndarray) -> tuple[float, float]:
+    """x (middle) and y (top) of a name at the mask's most interior point where it stays in the picture and, if there is
+    such a place in the mask, off the names that are there already.
+
+    Args:
+        taken: (H, W) uint8, 1 where names are; this one is added.
+    """
+    height, width = mask.shape
     # A point is 100/72 pixels at matplotlib's resolution; letters are about 0.6 as wide as high.
     text_height = font_size * 100 / 72
-    half_width = min(0.3 * text_height * len(name) + 2, mask.shape[1] / 2)
-    top = min(max(y - text_height / 2, 1), mask.shape[0] - 1.4 * text_height)
-    return float(np.clip(x, half_width, mask.shape[1] - half_width)), float(top)
+    half_width, half_height = min(0.3 * text_height * len(name) + 2, width / 2), min(0.7 * text_height, height / 2)
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    box = np.ones((2 * math.ceil(half_height) + 1, 2 * math.ceil(half_width) + 1), dtype=np.uint8)
+    free = np.where(cv2.dilate(taken, box), 0, depth)
+    y, x = np.unravel_index((free if free.any() else depth).argmax(), depth.shape)
+    x = float(np.clip(x, half_width, width - half_width))
+    y = float(np.clip(y, half_height, height - half_height))
+    rows, columns = (
+        slice(max(0, round(middle - half)), round(middle + half))
+        for middle, half in ((y, half_height), (x, half_width))
+    )
+    taken[rows, columns] = 1
+    return x, y - text_height / 2
 
 
 def _light(color: Color) -> Color:

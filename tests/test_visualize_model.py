@@ -43,10 +43,16 @@ def test_vocabulary_takes_new_words():
 @pytest.mark.parametrize(
     ("figure", "config", "args", "message"),
     [
-        ("pseudo-masks", "training_free", [], "TrainingFree has no pseudo-masks; expected FGASeg or CATSeg"),
-        ("similarity", "training_free", [], "TrainingFree compares no pixels with texts"),
-        ("cards", "training_free_dense", [], "TrainingFree classifies pixels and has no masks"),
+        ("pseudo-masks", "training_free", [], "no such figure; it has cards"),
+        (
+            "similarity",
+            "training_free",
+            [],
+            "--figure similarity: TrainingFree, as configured, has no such figure; it has cards",
+        ),
+        ("cards", "training_free_dense", [], "it has similarity, embeddings --points pixels"),
         ("embeddings", "training_free", ["--input", "x.jpg"], "expected a --dataset"),
+        ("cards", "training_free", ["--start", "7"], "--start is 7; dataset 'ovshapes_val' has pictures 0 to 0"),
         ("cards", "training_free", ["--dataset", "nothing"], "'nothing'"),
     ],
 )

@@ -100,32 +100,36 @@ def draw(training: Path, sheet: Path, *, num_images: int) -> None:
     metadata = MetadataCatalog.get("ovshapes_val")
     weights = training / "model_final.pth"
     # Scores are low after so short a training.
-    predictor = OpenVocabPredictor.from_config_file(training / "config.yaml", weights=weights, score_threshold=0.1)
+    predictor = OpenVocabPredictor.from_config_file(training / "config.yaml", weights=weights, score_threshold=0.3)
     drawer = ResultDrawer.from_metadata(metadata)
-    rows, names = [], []
+    rows, names, cell = [], [], 288
     for record in DatasetCatalog.get("ovshapes_val")[:num_images]:
         image = read_image(record["file_name"], "RGB")
         found, truth = predictor(image), ground_truth_results(record, metadata)
-        scale = legible_scale(*image.shape[:2])
-        pictures = [drawer.draw(image, truth, "panoptic", scale=scale)]
-        pictures += [drawer.draw(image, found, task, scale=scale) for task in ("panoptic", "semantic", "instance")]
+        scale = legible_scale(*image.shape[:2], target=cell)
+        pictures = [drawer.draw(image, truth, "panoptic", scale=scale, hatch_rest=True)]
+        for task in ("panoptic", "semantic", "instance"):
+            pictures.append(drawer.draw(image, found, task, scale=scale, hatch_rest=task == "panoptic"))
         rows.append([image, *pictures])
         names.append(Path(record["file_name"]).name)
     columns = ["image", "ground truth", "panoptic", "semantic", "instances"]
-    contact_sheet(
-        rows, columns=columns, captions=names, title="FC-CLIP on OVShapes: trained on 54 seen classes, tested on 72"
-    ).save(sheet)
+    title = "FC-CLIP on OVShapes: trained on 54 seen classes, tested on 72 (hatched: no class)"
+    contact_sheet(rows, columns=columns, captions=names, title=title, cell=cell).save(sheet)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/quickstart"), help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/quickstart"), help="folder of all that it makes (%(default)s)"
+    )
     parser.add_argument("--force", action="store_true", help="delete the last training and start anew")
     parser.add_argument(
         "--world", type=int, nargs=2, default=(1000, 200), metavar=("TRAIN", "VAL"), help="pictures (default 1000 200)"
     )
     parser.add_argument("--images", type=int, default=8, help="pictures on the contact sheet (default 8)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values for train_net.py")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change in the training"
+    )
     args = parser.parse_args()
 
     output = (ROOT / args.output).resolve()

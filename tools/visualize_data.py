@@ -6,8 +6,8 @@
         --images 6 --draws 3 --output output/ade20k.png INPUT.CROP.SIZE "[320, 320]"
 
 The first column is the picture as it lies on disk, each of the others one draw of the augmentation (--draws). Pixels
-that no mask covers have no target; where they are grey, they are padding. For semantic labels there is a second
-picture, of the labels themselves. The caption has the number of targets, and of those that the crop left nothing of.
+that no mask covers have no target and are hatched, padding, too. With --labels, semantic labels have a second picture.
+The caption has the number of targets, and of those that the crop left nothing of.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import ovseg_d2  # noqa: F401  (first: it hides a warning of detectron2's import)
+
+# isort: split
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -32,8 +35,13 @@ from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.visualization import ResultDrawer, contact_sheet, legible_scale
 
 
-def data_sheet(cfg: CfgNode, dataset: str, *, images: int, draws: int, start: int = 0) -> Image.Image:
+def data_sheet(
+    cfg: CfgNode, dataset: str, *, images: int, draws: int, start: int = 0, labels: bool = False
+) -> Image.Image:
     """A sheet with a row for each of ``images`` pictures of a dataset.
+
+    Args:
+        labels: with the semantic labels beside the targets.
 
     Raises:
         ValueError: a dataset that cannot be read, or has no picture number ``start``.
@@ -56,14 +64,16 @@ def data_sheet(cfg: CfgNode, dataset: str, *, images: int, draws: int, start: in
             scale = legible_scale(*image.shape[:2])
             targets = mapped["instances"]
             masks = targets.gt_masks.tensor
-            row.append(drawer.draw_masks(image, targets.gt_classes, masks, scale=scale))
+            row.append(drawer.draw_masks(image, targets.gt_classes, masks, scale=scale, hatch_rest=True))
             columns.append(f"targets, draw {draw + 1}")
-            if "sem_seg" in mapped:
-                row.append(drawer.draw(image, {"sem_seg": mapped["sem_seg"]}, "semantic", scale=scale))
+            if labels and "sem_seg" in mapped:
+                row.append(drawer.draw(image, {"sem_seg": mapped["sem_seg"]}, "semantic", scale=scale, hatch_rest=True))
                 columns.append(f"labels, draw {draw + 1}")
             empty = int((~masks.flatten(1).any(1)).sum()) if masks.numel() else 0
             size = f"{image.shape[1]} x {image.shape[0]}"
-            counts.append(f"{size}, {len(targets)} targets" + (f" ({empty} empty)" if empty else ""))
+            counts.append(
+                f"{size}, {len(targets)} target{'s' * (len(targets) != 1)}" + (f" ({empty} empty)" if empty else "")
+            )
         rows.append(row)
         captions.append(f"{Path(record['file_name']).name}: " + "; ".join(counts))
     title = f"{dataset}, INPUT.TARGETS {cfg.INPUT.TARGETS}, INPUT.PIPELINE {cfg.INPUT.PIPELINE}"
@@ -78,17 +88,22 @@ def drawer_of(dataset: str) -> ResultDrawer:
     return drawer if drawer.class_names == names else ResultDrawer(class_names=names)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, type=Path)
     parser.add_argument("--dataset", help="a registered dataset; default: the first of DATASETS.TRAIN")
     parser.add_argument("--images", type=int, default=4, help="how many pictures (default %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="the first of them (default %(default)s)")
     parser.add_argument("--draws", type=int, default=2, help="of the augmentation, a picture (default %(default)s)")
+    parser.add_argument("--labels", action="store_true", help="also the semantic labels, where the mapper gives them")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default %(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="a PNG")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     try:
         cfg = load_config(args.config_file, args.opts)
         dataset = args.dataset or next(iter(cfg.DATASETS.TRAIN), None)
@@ -98,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"--images is {args.images}, --draws {args.draws}; expected 1 or more of both")
         seed_all_rng(args.seed)
         torch.set_num_threads(1)
-        sheet = data_sheet(cfg, dataset, images=args.images, draws=args.draws, start=args.start)
+        options = {"images": args.images, "draws": args.draws, "start": args.start, "labels": args.labels}
+        sheet = data_sheet(cfg, dataset, **options)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -10,16 +10,18 @@
         --config-file configs/ovshapes/fga_seg.yaml MODEL.WEIGHTS model_final.pth
 
 figure        what                                                                        models
-cards         the best masks of a picture with their --top classes, by classifier         those that name masks
+cards         the best masks of a picture, those like an annotated one first, with        those that name masks
+              their --top classes, by classifier
 similarity    where CLIP, the decoder's attention and the result see each of the --words  with dense features of CLIP
 pseudo-masks  FGA-seg's global and local category supplementation for the --words         FGASeg, CATSeg
-embeddings    t-SNE of masks (--points masks) or CLIP's pixels (pixels) of --images       with a CLIP
-              pictures with true classes, beside the texts of these
+embeddings    t-SNE of masks (--points masks) or CLIP's pixels (pixels) of --images       with a CLIP; which points
+              pictures with true classes, beside the texts of these                       depends on the model
 
 Pictures are the first ones of --dataset (default: the first of DATASETS.TEST), or files (--input; not for embeddings).
+Right and wrong is by the annotation, which maps show as outlines; a star marks classes that are unseen in training.
 Words that are no classes of the dataset join its vocabulary; without --words they are the classes that the picture has.
-A model without what a figure needs is an error of one line. t-SNE is exact and in this package (inspection/tsne.py): it
-needs no other one, and the same points give the same picture.
+A model without what a figure needs is an error of one line, which says the figures that it has. t-SNE is exact and in
+this package (inspection/tsne.py): it needs no other one, and the same points give the same picture.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ovseg_d2  # noqa: F401  (first: it hides a warning of detectron2's import)
+
+# isort: split
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -47,39 +52,68 @@ from ovseg_d2.data.vocabulary import vocabulary_from_metadata, vocabulary_from_s
 from ovseg_d2.engine import load_model
 from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.engine.setup import available_device
+from ovseg_d2.inspection.available import require_figure
 from ovseg_d2.inspection.embeddings import class_texts, labelled_masks, labelled_pixels
-from ovseg_d2.inspection.figures import embedding_scatter, heat_maps, proposal_cards
+from ovseg_d2.inspection.figures import DPI, embedding_scatter, heat_maps, proposal_cards
 from ovseg_d2.inspection.maps import on_image, pseudo_masks, similarity_maps
-from ovseg_d2.inspection.masks import best_masks, mask_opinions
+from ovseg_d2.inspection.masks import best_masks, mask_opinions, true_classes
 from ovseg_d2.inspection.tsne import tsne
 from ovseg_d2.structures import Vocabulary
+from ovseg_d2.visualization import ResultDrawer
 
 MAX_WORDS = 6
 Record = dict[str, Any]
 
 
-def cards(model: nn.Module, x: Record, vocabulary: Vocabulary, path: Path, *, masks: int, top: int) -> None:
+def cards(
+    model: nn.Module, x: Record, vocabulary: Vocabulary, path: Path, *, info: DatasetInfo, masks: int, top: int
+) -> None:
     images = model.preprocess([x])
     opinions = mask_opinions(model, images, vocabulary)
     found = opinions.masks(0, (x["height"], x["width"]))
     scores = list(opinions.probs.values())[-1][0, :, : len(vocabulary)].amax(-1)
+    known = None
+    if best_targets(x) is not None:
+        known = true_classes(found, *truth(x, info))
+        scores = scores + (known >= 0)
     chosen = best_masks(found, scores.masked_fill(~opinions.valid[0], -1.0), masks)
     if not chosen:
         raise ValueError(f"{x['file_name']}: the model has no mask that covers half a percent of the picture")
-    probs = {name: values[0, chosen] for name, values in opinions.probs.items()}
+    probs: dict[str, Tensor] = {}
+    for name, values in opinions.probs.items():
+        # An ensemble in which one classifier has all the weight says the same again.
+        if not any(
+            values.shape == other.shape and torch.allclose(values, other, atol=1e-5) for other in probs.values()
+        ):
+            probs[name] = values
+    probs = {name: values[0, chosen] for name, values in probs.items()}
     image = read_image(x["file_name"], "RGB")
-    proposal_cards(image, found[chosen], probs, vocabulary.names, top=top).savefig(path)
+    unseen = {k for k, seen in enumerate(vocabulary.is_seen) if not seen}
+    options = {"top": top, "truth": None if known is None else known[chosen].tolist(), "unseen": unseen}
+    figure = proposal_cards(image, found[chosen], probs, vocabulary.names, **options)
+    figure.savefig(path, dpi=DPI)
 
 
 def word_maps(
-    model: nn.Module, x: Record, vocabulary: Vocabulary, path: Path, *, words: Sequence[str], pseudo: bool
+    model: nn.Module,
+    x: Record,
+    vocabulary: Vocabulary,
+    path: Path,
+    *,
+    info: DatasetInfo,
+    words: Sequence[str],
+    pseudo: bool,
 ) -> None:
     images = model.preprocess([x])
     maps = (pseudo_masks if pseudo else similarity_maps)(model, images, vocabulary)
     rows = [vocabulary.names.index(word) for word in words]
     size = (x["height"], x["width"])
     shown = {name: on_image(values[0, rows], images, 0, size) for name, values in maps.items()}
-    heat_maps(read_image(x["file_name"], "RGB"), shown, words).savefig(path)
+    outlines: list[Tensor | None] = [None] * len(words)
+    if best_targets(x) is not None:
+        ids, masks = truth(x, info)
+        outlines = [masks[ids == k].any(dim=0) if (ids == k).any() else None for k in rows]
+    heat_maps(read_image(x["file_name"], "RGB"), shown, words, outlines=outlines).savefig(path, dpi=DPI)
 
 
 def embeddings(model: nn.Module, inputs: Sequence[Record], vocabulary: Vocabulary, path: Path, **options: Any) -> None:
@@ -105,9 +139,11 @@ def embeddings(model: nn.Module, inputs: Sequence[Record], vocabulary: Vocabular
     present = labels.unique().tolist() if len(texts) else []
     flat = tsne(torch.cat([points, texts[present]]), perplexity=options["perplexity"])
     title = f"{options['name']}: {len(points)} {options['points']} of {len(inputs)} pictures; stars are texts"
-    embedding_scatter(flat[: len(points)], labels, flat[len(points) :], present, vocabulary.names, title=title).savefig(
-        path, dpi=150
-    )
+    drawer = ResultDrawer.from_metadata(MetadataCatalog.get(inputs[0]["dataset_name"]))
+    colors = drawer.class_colors if drawer.class_names == vocabulary.names else None
+    shown, stars = flat[: len(points)], flat[len(points) :]
+    figure = embedding_scatter(shown, labels, stars, present, vocabulary.names, title=title, class_colors=colors)
+    figure.savefig(path, dpi=DPI)
 
 
 def truth(x: Record, info: DatasetInfo) -> tuple[Tensor, Tensor]:
@@ -121,7 +157,10 @@ def load_inputs(cfg: CfgNode, args: argparse.Namespace, dataset: str) -> list[Re
     if args.input:
         records = [{"file_name": str(path), "dataset_name": dataset} for path in args.input]
     else:
-        records = load_dataset_dicts(dataset, filter_empty=False)[: args.images]
+        records = load_dataset_dicts(dataset, filter_empty=False)
+        if not 0 <= args.start < len(records):
+            raise ValueError(f"--start is {args.start}; dataset {dataset!r} has pictures 0 to {len(records) - 1}")
+        records = records[args.start : args.start + args.images]
     mapper = OVSegDatasetMapper(cfg, is_train=False, dataset_names=dataset)
     return [x for x in map(mapper, records) if x is not None]
 
@@ -168,6 +207,7 @@ def run(args: argparse.Namespace) -> None:
     model, inputs = load_model(cfg), load_inputs(cfg, args, dataset)
     if not inputs:
         raise ValueError(f"none of the {args.images} pictures of {dataset!r} can be decoded")
+    require_figure(model, f"{args.figure} --points {args.points}" if args.figure == "embeddings" else args.figure)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.figure == "embeddings":
         path = args.output / f"embeddings_{args.points}.png"
@@ -179,20 +219,21 @@ def run(args: argparse.Namespace) -> None:
     for x in inputs:
         path = args.output / f"{args.figure}_{Path(x['file_name']).stem}.png"
         if args.figure == "cards":
-            cards(model, x, vocabulary, path, masks=args.masks, top=args.top)
+            cards(model, x, vocabulary, path, info=info, masks=args.masks, top=args.top)
         else:
             shown = words or words_of(x, vocabulary, info)
-            word_maps(model, x, vocabulary, path, words=shown, pseudo=args.figure == "pseudo-masks")
+            word_maps(model, x, vocabulary, path, info=info, words=shown, pseudo=args.figure == "pseudo-masks")
         print(path)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figure", required=True, choices=("cards", "similarity", "pseudo-masks", "embeddings"))
     parser.add_argument("--config-file", required=True, type=Path)
     parser.add_argument("--dataset", help="a registered dataset; default: the first of DATASETS.TEST")
     parser.add_argument("--input", nargs="+", type=Path, metavar="FILE", help="pictures in place of the dataset's")
     parser.add_argument("--images", type=int, default=2, help="how many of the dataset (default %(default)s)")
+    parser.add_argument("--start", type=int, default=0, help="the first of them (default %(default)s)")
     parser.add_argument("--words", default="", help="between commas; for similarity and pseudo-masks")
     parser.add_argument("--masks", type=int, default=5, help="of a picture, for cards (default %(default)s)")
     parser.add_argument("--top", type=int, default=5, help="classes of a mask, for cards (default %(default)s)")
@@ -201,7 +242,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--perplexity", type=float, default=20.0, help="of t-SNE (default %(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="a folder for the PNGs")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     try:
         run(args)
     except (ValueError, FileNotFoundError) as error:

@@ -8,18 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovseg_d2.evaluation.mask_recall import mask_ious
-from ovseg_d2.inspection.maps import clip_dense
-from ovseg_d2.inspection.masks import mask_opinions
+from ovseg_d2.inspection.maps import clip_dense, has_dense
+from ovseg_d2.inspection.masks import mask_opinions, true_classes
 from ovseg_d2.modeling.clip.name_tokenizer import first_names
 from ovseg_d2.modeling.meta_arch.dense_clip import DenseCLIP
 from ovseg_d2.modeling.meta_arch.fcclip import FCCLIP
 from ovseg_d2.modeling.meta_arch.fga_seg import FGASeg
 from ovseg_d2.modeling.meta_arch.frozen_clip import FrozenCLIP
 from ovseg_d2.modeling.meta_arch.ldvc import LDVC
+from ovseg_d2.modeling.meta_arch.maft_plus import MAFTPlus
 from ovseg_d2.modeling.meta_arch.maskclippp import MaskCLIPpp
 from ovseg_d2.modeling.meta_arch.mta_clip import MTACLIP
-from ovseg_d2.modeling.meta_arch.open_vocabulary import ClipSegmentor
 from ovseg_d2.modeling.text_classifier import averaged
 from ovseg_d2.structures import ImageBatch, Vocabulary
 
@@ -64,6 +63,12 @@ def _mta_clip(model: MTACLIP, images: ImageBatch, vocabulary: Vocabulary) -> Ten
     return model.projected(*model.propose(images, vocabulary))[0]
 
 
+def has_mask_embeds(model: nn.Module) -> bool:
+    """Whether :func:`mask_embeds` takes the model."""
+    embedded = mask_embeds.dispatch(type(model)) is not mask_embeds.dispatch(nn.Module)
+    return embedded and (not isinstance(model, MTACLIP) or model.alignment is not None)
+
+
 def labelled_masks(
     model: nn.Module, images: ImageBatch, vocabulary: Vocabulary, class_ids: list[Tensor], masks: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -77,11 +82,10 @@ def labelled_masks(
     for row, (ids, truth) in enumerate(zip(class_ids, masks, strict=True)):
         if not len(ids):
             continue
-        predicted = opinions.masks(row, tuple(truth.shape[-2:]))
-        iou, best = mask_ious(predicted.flatten(1), truth.to(predicted.device).flatten(1)).max(dim=1)
-        like = (iou >= 0.5) & opinions.valid[row]
+        classes = true_classes(opinions.masks(row, tuple(truth.shape[-2:])), ids, truth)
+        like = (classes >= 0) & opinions.valid[row]
         found.append(embeds[row][like])
-        labels.append(ids.to(best.device)[best[like]])
+        labels.append(classes[like])
     return _unit_vectors(found, labels, embeds)
 
 
@@ -89,16 +93,22 @@ def labelled_pixels(
     model: nn.Module, images: ImageBatch, class_ids: list[Tensor], masks: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Unit vectors (L, D) of CLIP's positions that lie on a mask of the truth, and its classes (L,); arguments as for
-    :func:`labelled_masks`."""
+    :func:`labelled_masks`.
+
+    Raises:
+        ValueError: the model's CLIP gives no embeddings of positions.
+    """
+    if not has_dense(model):
+        raise ValueError(
+            f"{type(model).__name__} has no pixels among texts; expected a model with CLIP's dense features"
+        )
     if isinstance(model, LDVC | DenseCLIP):
         dense, frame = model.clip.visual(images.tensor).dense, images
     elif isinstance(model, FGASeg):
         frame = model.clip_frame.clip_copy(images, divisor=model.clip.visual.patch_size)
         dense = model.clip.visual(frame.tensor).dense
-    elif isinstance(model, ClipSegmentor):
-        dense, frame = clip_dense(model, images)
     else:
-        raise ValueError(f"{type(model).__name__} has no pixels among texts; expected a model with a CLIP")
+        dense, frame = clip_dense(model, images)
     height, width = frame.padded_size
     found, labels = [], []
     for row, (ids, truth) in enumerate(zip(class_ids, masks, strict=True)):
@@ -126,13 +136,15 @@ def class_texts(model: nn.Module, images: ImageBatch, vocabulary: Vocabulary) ->
         texts = model.text_classifier(model.clip.text, first_names(vocabulary), prompts=contexts).embeds[:, 0]
     else:
         text = averaged(model.region_text(vocabulary) if isinstance(model, FrozenCLIP) else model.text(vocabulary))
-        first = torch.searchsorted(text.class_ids, torch.arange(len(text), device=text.class_ids.device))
-        texts = text.embeds[first, 0]
+        rows = text.embeds[:, 0]
+        if isinstance(model, MAFTPlus) and model.content_transfer is not None:
+            rows = model.content_transfer(rows, model.clip_features(images).dense).mean(dim=0)
+        texts = rows[torch.searchsorted(text.class_ids, torch.arange(len(text), device=text.class_ids.device))]
     return F.normalize(texts.float(), dim=-1)
 
 
 def _unit_vectors(found: list[Tensor], labels: list[Tensor], embeds: Tensor) -> tuple[Tensor, Tensor]:
     """All (L, D) of length 1, and (L,); L may be 0."""
     if not found:
-        found, labels = [embeds.new_zeros(0, embeds.shape[-1])], [torch.zeros(0, dtype=torch.int64)]
+        found, labels = [embeds.new_zeros(0, embeds.shape[-1])], [embeds.new_zeros(0, dtype=torch.int64)]
     return F.normalize(torch.cat(found).float(), dim=-1), torch.cat(labels)

@@ -10,14 +10,16 @@ from torch.nn import functional as F
 
 from ovseg_d2.modeling.inference.mask_inference import crop_and_resize
 from ovseg_d2.modeling.layers.attention import CrossAttention
+from ovseg_d2.modeling.mask_classification.content_transfer import transferred_logits
 from ovseg_d2.modeling.mask_classification.mask_encoder import MaskEncoder, divisor_of
 from ovseg_d2.modeling.mask_classification.similarity import cosine_logits
 from ovseg_d2.modeling.meta_arch.dense_clip import DenseCLIP
 from ovseg_d2.modeling.meta_arch.fga_seg import FGASeg
 from ovseg_d2.modeling.meta_arch.ldvc import LDVC, ZegCLIP
+from ovseg_d2.modeling.meta_arch.maft_plus import MAFTPlus
 from ovseg_d2.modeling.meta_arch.open_vocabulary import ClipSegmentor
 from ovseg_d2.modeling.meta_arch.training_free import TrainingFree
-from ovseg_d2.modeling.text_classifier import averaged
+from ovseg_d2.modeling.text_classifier import averaged, class_logits
 from ovseg_d2.structures import ImageBatch, Vocabulary
 
 Maps = dict[str, Tensor]
@@ -44,6 +46,11 @@ def _clip(model: ClipSegmentor, images: ImageBatch, vocabulary: Vocabulary) -> M
         cosines = F.interpolate(cosines, size=copy.padded_size, mode="bilinear", align_corners=False)
         cosines = _encoder_of(model).to_frame(cosines, copy, images)
     maps = {"CLIP": cosines}
+    if isinstance(model, MAFTPlus) and model.content_transfer is not None:
+        text = averaged(model.text(vocabulary))
+        rows = model.content_transfer(text.embeds[:, 0], dense)
+        logits = transferred_logits(dense.flatten(2).mT, rows, torch.ones((), device=dense.device))
+        maps["texts of the image"] = class_logits(logits, text.class_ids, len(text)).mT.unflatten(-1, dense.shape[-2:])
     if isinstance(model, TrainingFree):
         maps["result"] = model.predict(images, vocabulary).mask_logits.sigmoid()
     return maps
@@ -94,6 +101,19 @@ def pseudo_masks(model: nn.Module, images: ImageBatch, vocabulary: Vocabulary) -
     similar, local = model.cost_head.similarity(dense, text)
     maps = {"global": similar.mean(dim=1)} | ({} if local is None else {"local": local})
     return {name: model.on_frame(one, frame, images) for name, one in maps.items()}
+
+
+def has_dense(model: nn.Module) -> bool:
+    """Whether the model's CLIP gives an embedding for each position."""
+    if not isinstance(model, ClipSegmentor):
+        return False
+    visual = model.clip.visual
+    return getattr(visual, "last_block", getattr(visual, "dense", "none")) not in ("none", False)
+
+
+def has_maps(model: nn.Module) -> bool:
+    """Whether :func:`similarity_maps` takes the model."""
+    return isinstance(model, DenseCLIP) or has_dense(model)
 
 
 def clip_dense(model: ClipSegmentor, images: ImageBatch) -> tuple[Tensor, ImageBatch]:

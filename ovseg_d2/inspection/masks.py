@@ -119,6 +119,26 @@ def _opinions(proposals: MaskProposals, frame: ImageBatch, **probs: Any) -> Mask
     return MaskOpinions(mask_logits=proposals.mask_logits, frame=frame, probs=probs, valid=valid)
 
 
+def has_opinions(model: nn.Module) -> bool:
+    """Whether :func:`mask_opinions` takes the model."""
+    named = mask_opinions.dispatch(type(model)) is not mask_opinions.dispatch(nn.Module)
+    return named and (not isinstance(model, TrainingFree) or model.proposals is not None)
+
+
+def true_classes(masks: Tensor, class_ids: Tensor, truth: Tensor, *, min_iou: float = 0.5) -> Tensor:
+    """The class of the mask of the truth that each mask is most like, -1 where none is like it: (Q,) int64.
+
+    Args:
+        masks: (Q, H, W) bool.
+        class_ids, truth: of M masks, (M,) and (M, H, W) bool.
+        min_iou: masks are alike from it on.
+    """
+    if not len(class_ids):
+        return torch.full((len(masks),), -1, dtype=torch.int64, device=masks.device)
+    iou, best = mask_ious(masks.flatten(1), truth.to(masks.device).flatten(1)).max(dim=1)
+    return torch.where(iou >= min_iou, class_ids.to(best)[best], -1)
+
+
 def best_masks(
     masks: Tensor, scores: Tensor, number: int, *, max_iou: float = 0.7, min_share: float = 0.005
 ) -> list[int]:

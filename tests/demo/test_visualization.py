@@ -6,6 +6,7 @@ import torch
 from detectron2.data import Metadata
 from detectron2.structures import Instances
 
+from ovseg_d2 import visualization
 from ovseg_d2.evaluation.panoptic_png import write_panoptic_png
 from ovseg_d2.visualization import ResultDrawer, contact_sheet, ground_truth_results, legible_scale, palette
 
@@ -81,6 +82,34 @@ def test_small_segments_are_drawn_over_large_ones(drawer):
 def test_nothing_found_leaves_the_image(drawer):
     empty = {"panoptic_seg": (torch.zeros(120, 160, dtype=torch.int32), [])}
     assert (drawer.draw(IMAGE, empty, "panoptic") == IMAGE).all()
+
+
+def test_what_nothing_covers_can_be_hatched(drawer):
+    picture = drawer.draw(IMAGE, results(), "semantic", hatch_rest=True)
+    assert picture[ON_CAT].tolist() == blended(COLORS[CAT])
+    rest = picture[10:50, 100:].reshape(-1, 3)
+    assert len(np.unique(rest, axis=0)) == 2 and (rest.std(axis=1) == 0).all()
+    masks = torch.from_numpy(LABELS == GRASS)[None]
+    hatched = drawer.draw_masks(IMAGE, torch.tensor([GRASS]), masks, hatch_rest=True)
+    assert hatched[ON_GRASS].tolist() == blended(COLORS[GRASS]) and hatched[ON_CAT].tolist() != [128, 128, 128]
+
+
+def test_names_do_not_lie_on_each_other(drawer, monkeypatch):
+    boxes = []
+
+    def spy(_, text, position, *, font_size, **options):
+        width, height = 0.6 * font_size * 100 / 72 * len(text), font_size * 100 / 72
+        boxes.append((position[0] - width / 2, position[1], position[0] + width / 2, position[1] + height))
+
+    monkeypatch.setattr(visualization.Visualizer, "draw_text", spy)
+    masks = torch.zeros(5, 240, 320, dtype=torch.bool)
+    masks[:, 40:200, 60:260] = True
+    drawer.draw_masks(np.zeros((240, 320, 3), dtype=np.uint8), torch.tensor([GRASS, CAT, CAT, GRASS, CAT]), masks)
+    assert len(boxes) == 5
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        assert 60 < (left + right) / 2 < 260 and 40 < (top + bottom) / 2 < 200
+        for other in boxes[:i]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
 
 
 def test_unknown_task(drawer):
