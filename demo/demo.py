@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.input:
             return run_images(predictor, task, paths, args.output, args.json)
         return run_video(predictor, task, args.video_input, args.output, args.json)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         logger.error("error: %s", error)
         return 2
 

@@ -1,6 +1,7 @@
 """The worked example of CONTRIBUTING.md runs as it stands there."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,9 @@ def example():
 
 def test_the_worked_example(example, tmp_path):
     (config,) = blocks("yaml")
-    (tmp_path / "example.yaml").write_text(config.replace("configs/", f"{ROOT}/configs/"))
-    cfg = load_config(tmp_path / "example.yaml", ["MODEL.DEVICE", "cpu"])
+    folder = shutil.copytree(ROOT / "configs", tmp_path / "configs") / "ovshapes"  # where the text puts it
+    (folder / "dense_adapter.yaml").write_text(config)
+    cfg = load_config(folder / "dense_adapter.yaml", ["MODEL.DEVICE", "cpu"])
     torch.manual_seed(0)
     model = build_model(cfg)
     assert type(model) is example["DenseAdapter"]

@@ -15,6 +15,9 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+import ovseg_d2  # noqa: F401  (first: it hides a warning of detectron2's import)
+
+# isort: split
 import torch
 from detectron2.modeling import build_model
 from torch import nn
@@ -22,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ovseg_d2.data
 import ovseg_d2.modeling  # noqa: F401  (registers the models)
+from ovseg_d2.engine import one_line_errors
 from ovseg_d2.engine.load_config import load_config
 from ovseg_d2.structures import ImageBatch, MaskProposals, Vocabulary
 
@@ -93,10 +97,14 @@ def report(numbers: dict[str, dict[str, float]], depth: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", type=Path, required=True)
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--depth", type=int, default=2, help="names of the modules that are listed")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
+    parser.add_argument("--config-file", type=Path, required=True, metavar="FILE", help="config of the model")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"), help="of the image (512 512)"
+    )
+    parser.add_argument(
+        "--depth", type=int, default=2, help="parts that names of listed modules have at most (%(default)s)"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change")
     args = parser.parse_args()
     cfg = load_config(args.config_file, args.opts)
     torch.manual_seed(0)
@@ -108,4 +116,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -22,6 +22,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import ovseg_d2  # noqa: F401  (first: it hides a warning of detectron2's import)
+
+# isort: split
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager

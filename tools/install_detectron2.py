@@ -300,7 +300,7 @@ def install_wheel(wheel: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--sdist", type=Path, metavar="FILE", help=f"{SDIST_NAME}-{SDIST_VERSION}.tar.gz, not downloaded"
     )

@@ -63,10 +63,12 @@ def compare(model: FGASeg, batches: Iterable[list[dict[str, Any]]], top_ks: Sequ
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--top-k", type=int, nargs="+", default=[1, 4, 8, 16, 32], help="beside all classes")
-    parser.add_argument("--images", type=int, default=50)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of an FGA-seg model")
+    parser.add_argument(
+        "--top-k", type=int, nargs="+", default=[1, 4, 8, 16, 32], help="compared with all classes (1 4 8 16 32)"
+    )
+    parser.add_argument("--images", type=int, default=50, help="how many (%(default)s)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change")
     args = parser.parse_args(argv)
     try:
         if min(args.top_k) < 1 or args.images < 1:
