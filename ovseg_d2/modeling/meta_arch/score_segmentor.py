@@ -45,8 +45,9 @@ class ScoreSegmentor(PixelSegmentor):
                 padding = (0, images.padded_size[1] - width, 0, images.padded_size[0] - height)
                 scores = F.pad(scores, padding, mode="replicate")
             maps.append(scores)
-        scores = torch.stack(maps)
-        return MaskProposals(mask_logits=scores.logit() if self.independent_classes else scores.log())
+        scores = torch.stack(maps) if len(maps) > 1 else maps[0][None]
+        # In place: with many classes the scores are what fills the memory.
+        return MaskProposals(mask_logits=scores.logit_() if self.independent_classes else scores.log_())
 
     def results(
         self,
