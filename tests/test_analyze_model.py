@@ -42,12 +42,13 @@ def test_parameters_and_multiply_adds(tool, tmp_path):
     model = build_model(cfg)
     assert numbers[""]["params"] == sum(p.numel() for p in model.parameters()) == numbers[""]["trainable"]
     parts = [numbers[f"proposals.{name}"] for name in ("backbone", "pixel_decoder", "mask_decoder")]
-    for key in ("params", "macs"):
+    for key in ("params", "macs", "activations"):
         assert sum(part[key] for part in parts) == pytest.approx(numbers["proposals"][key], rel=1e-3), key
         assert all(part[key] > 0 for part in parts)
     # The first convolution: 3 x 3 x 3 weights for each of its channels, at half the resolution.
     conv = numbers["proposals.backbone.encoder.tower.conv1"]
     assert conv["macs"] == conv["params"] * 32 * 48
+    assert conv["activations"] == conv["params"] / 27 * 32 * 48
     larger = analyze(tool, cfg, size=(128, 96))["proposals.backbone"]
     assert larger["macs"] == pytest.approx(2 * numbers["proposals.backbone"]["macs"], rel=1e-6)
 
@@ -64,6 +65,7 @@ def test_mta_clip_beside_its_baseline(tool, tmp_path):
     assert model["proposals.mask_decoder"]["macs"] > baseline["proposals.mask_decoder"]["macs"]
     text = model[tool.TEXT]
     assert text["macs"] > 0 and text["trainable"] == 0 < model["context_prompts"]["trainable"]
+    assert model["clip"]["macs"] == text["macs"] and model["clip"]["activations"] == text["activations"]  # only holds it
     report = tool.report(model, 2)
     assert f"{(model['']['macs'] - text['macs']) / 1e9:.2f}" in report.splitlines()[-2]
     assert report.splitlines()[-1].startswith("text tower, once a vocabulary")
