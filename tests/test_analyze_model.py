@@ -65,7 +65,7 @@ def test_mta_clip_beside_its_baseline(tool, tmp_path):
     assert model["proposals.mask_decoder"]["macs"] > baseline["proposals.mask_decoder"]["macs"]
     text = model[tool.TEXT]
     assert text["macs"] > 0 and text["trainable"] == 0 < model["context_prompts"]["trainable"]
-    assert model["clip"]["macs"] == text["macs"] and model["clip"]["activations"] == text["activations"]  # only holds it
+    assert model["clip"]["macs"] == text["macs"] and model["clip"]["activations"] == text["activations"]
     report = tool.report(model, 2)
     assert f"{(model['']['macs'] - text['macs']) / 1e9:.2f}" in report.splitlines()[-2]
     assert report.splitlines()[-1].startswith("text tower, once a vocabulary")
