@@ -46,7 +46,7 @@ def normalized_iou(iou: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def _kl_divergence(scores: Tensor, iou: Tensor) -> Tensor:
-    """Of each pair, as probabilities that the mask is of the class. The paper does not say over what (Table 4b); as
+    """Of each pair, as probabilities that the mask is of the class. The paper does not say over what (Table 4(b)); as
     distributions over proposals, which have no level, they would leave open which class a proposal is of."""
     tiny = torch.finfo(scores.dtype).tiny
     cross_entropy = -iou * scores.clamp(min=tiny).log() - (1 - iou) * (1 - scores).clamp(min=tiny).log()
