@@ -165,7 +165,7 @@ class MaskProposals:
         text_queries: (N, E, C) what a decoder layer has made of the texts among its queries (MTA-CLIP); None without.
         class_probs: (N, Q, K + 1) scores of an ensemble, whose rows need not add up to one, where they stand in for
             the softmax of ``class_logits``; None otherwise.
-        aux: the same for earlier decoder layers (deep supervision), first layer first.
+        aux: in training the same for earlier decoder layers (deep supervision), first layer first.
     """
 
     mask_logits: Tensor

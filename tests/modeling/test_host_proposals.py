@@ -59,7 +59,10 @@ def make_images(*size, batch=2, seed=0):
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(64, 96), (97, 33)])
 def test_shapes(generator, size):
+    generator.mask_decoder.train()
     result = generator(make_images(*size), text=make_text(1, 1, 1))
+    generator.mask_decoder.eval()
+    assert generator(make_images(*size), text=make_text(1, 1, 1)).aux == []
     stride4 = tuple(-(-n // 4) for n in size)
     # Mask2Former's decoder also predicts from the queries before its first layer.
     assert len(result.aux) == (3 if hasattr(generator, "interaction") else 2)

@@ -1,7 +1,5 @@
 """The Mask2Former model: training, evaluation, odd inputs, public checkpoints."""
 
-import weakref
-
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -66,17 +64,20 @@ def test_only_the_tasks_that_are_on(task):
 
 
 @torch.no_grad()
-def test_masks_of_earlier_layers_are_gone_when_results_are_formed(model, monkeypatch):
-    """At the size of images masks take the most memory of all; those of nine layers need not stay beside them."""
-    layers, alive = [], []
-    hook = model.proposals.mask_decoder.register_forward_hook(
-        lambda module, args, output: layers.extend(weakref.ref(aux.mask_logits) for aux in output.aux)
-    )
-    results = model.results
-    monkeypatch.setattr(model, "results", lambda *args: alive.append([r() for r in layers]) or results(*args))
+def test_earlier_layers_predict_no_classes_in_evaluation(model):
+    """Nobody asks for them, and masks at the size of images take the most memory of all."""
+    calls, outputs = [], []
+    decoder = model.proposals.mask_decoder
+    hooks = [
+        decoder.class_embed.register_forward_hook(lambda *_: calls.append(1)),
+        decoder.register_forward_hook(lambda module, args, output: outputs.append(output)),
+    ]
     model.eval()(inputs((64, 41)))
-    hook.remove()
-    assert alive == [[None] * len(model.proposals.mask_decoder.layers)]
+    assert len(calls) == 1 and outputs[0].aux == [] and outputs[0].class_logits is not None
+    model.train()(inputs((64, 41)))
+    assert len(calls) == 2 + len(decoder.layers) and len(outputs[1].aux) == len(decoder.layers)
+    for hook in hooks:
+        hook.remove()
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def attend(block, query, key, value, blocked=None):
 @torch.no_grad()
 @pytest.mark.parametrize("separate", [False, True])
 def test_one_layer_against_the_equations(separate):
-    decoder = random_decoder(num_layers=1, separate=separate)
+    decoder = random_decoder(num_layers=1, separate=separate).train()
     maps, mask_features, texts = features()
     result = decoder(maps, mask_features, text_queries=texts)
 
@@ -72,7 +72,7 @@ def test_one_layer_against_the_equations(separate):
 
 @torch.no_grad()
 def test_without_texts_nothing_changes():
-    decoder = random_decoder()
+    decoder = random_decoder().train()
     maps, mask_features, texts = features()
     plain, empty = decoder(maps, mask_features), decoder(maps, mask_features, text_queries=texts[:0])
     assert plain.text_queries is None and all(aux.text_queries is None for aux in plain.aux)

@@ -73,7 +73,7 @@ def transformer_decoder(case: Case) -> dict[str, Any]:
         num_scales=len(features),
         pre_norm=ctor["pre_norm"],
         enforce_input_proj=ctor["enforce_input_project"],
-    ).eval()
+    ).train()  # for the predictions of earlier layers; nothing in it is random
     official = {f"sem_seg_head.predictor.{key}": value for key, value in case.params.items()}
     converted, _ = convert_state_dict(official | {"void_embedding.weight": void_embed})
     prefix = "proposals.mask_decoder."

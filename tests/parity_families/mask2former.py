@@ -110,7 +110,7 @@ def transformer_decoder(case: Case) -> dict[str, Any]:
         num_scales=len(features),
         pre_norm=ctor["pre_norm"],
         enforce_input_proj=ctor["enforce_input_project"],
-    ).eval()
+    ).train()  # for the predictions of earlier layers; nothing in it is random
     load_params(module, case.params, official="sem_seg_head.predictor.", ours="proposals.mask_decoder.")
     used, layer_outputs = [], []
 

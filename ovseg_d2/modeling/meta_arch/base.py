@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -112,9 +111,7 @@ class OpenVocabSegmentor(nn.Module, ABC):
         self, images: ImageBatch, batched_inputs: Sequence[dict[str, Any]], vocabulary: Vocabulary
     ) -> list[dict[str, Any]]:
         """The results of images of one vocabulary, a dict each; see :meth:`forward`."""
-        # Without the masks of earlier layers: those at the size of the images need the memory.
-        proposals = replace(self.predict(images, vocabulary), aux=[])
-        return self.results(proposals, images, batched_inputs, vocabulary, self.inference)
+        return self.results(self.predict(images, vocabulary), images, batched_inputs, vocabulary, self.inference)
 
     def results(
         self,

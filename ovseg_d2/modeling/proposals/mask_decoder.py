@@ -132,8 +132,8 @@ class MaskedAttentionDecoder(nn.Module):
             text_queries: (E, C) texts that are queries, too, the same for all images; None for none.
 
         Returns:
-            The last layer's proposals; ``aux`` holds those of the initial queries and of all earlier layers. With
-            ``text_queries`` each layer's have theirs.
+            The last layer's proposals; in training ``aux`` holds those of the initial queries and of all earlier
+            layers. With ``text_queries`` each layer's have theirs.
         """
         memories, memories_with_pos, sizes = [], [], []
         for feature, project, embed in zip(multi_scale, self.input_proj, self.level_embed.weight, strict=True):
@@ -145,7 +145,8 @@ class MaskedAttentionDecoder(nn.Module):
         n = mask_features.shape[0]
         x = self.query_feat.weight.expand(n, -1, -1)
         x_pos = self.query_embed.weight.expand(n, -1, -1)
-        predictions = [self._predict(x, mask_features, text)]
+        proposals = self._predict(x, mask_features, text, classify=self.training or not self.layers)
+        aux: list[MaskProposals] = []
         num_texts, self_blocked = 0, None
         if text_queries is not None:
             num_texts = len(text_queries)
@@ -156,21 +157,23 @@ class MaskedAttentionDecoder(nn.Module):
                 self_blocked = separate_groups(num_texts, self.query_feat.num_embeddings, x.device)
         for i, layer in enumerate(self.layers):
             scale = i % len(memories)
-            blocked = unblock_empty_rows(blocked_positions(predictions[-1].mask_logits, sizes[scale]))
+            blocked = unblock_empty_rows(blocked_positions(proposals.mask_logits, sizes[scale]))
             if num_texts:
                 blocked = F.pad(blocked, (0, 0, num_texts, 0))
             x = layer(x, x_pos, memories[scale], memories_with_pos[scale], blocked, self_blocked=self_blocked)
-            predictions.append(self._predict(x[:, num_texts:], mask_features, text))
+            if self.training:
+                aux.append(proposals)
+            classify = self.training or layer is self.layers[-1]
+            proposals = self._predict(x[:, num_texts:], mask_features, text, classify=classify)
             if text_queries is not None:
-                predictions[-1].text_queries = self.decoder_norm(x[:, :num_texts])
-        *aux, last = predictions
-        last.aux = aux
-        return last
+                proposals.text_queries = self.decoder_norm(x[:, :num_texts])
+        proposals.aux = aux
+        return proposals
 
-    def _predict(self, x: Tensor, mask_features: Tensor, text: TextClasses | None) -> MaskProposals:
+    def _predict(self, x: Tensor, mask_features: Tensor, text: TextClasses | None, *, classify: bool) -> MaskProposals:
         queries = self.decoder_norm(x)
         mask_logits = torch.einsum("nqc,nchw->nqhw", self.mask_embed(queries), mask_features)
         class_logits = None
-        if self.class_embed is not None:
+        if classify and self.class_embed is not None:
             class_logits = self.class_embed(queries, mask_logits, mask_features, text)
         return MaskProposals(mask_logits=mask_logits, class_logits=class_logits, query_embeds=queries)

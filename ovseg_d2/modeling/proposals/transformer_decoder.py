@@ -76,19 +76,20 @@ class TransformerMaskDecoder(nn.Module):
             text: classes for a class head that needs them.
 
         Returns:
-            The last layer's proposals; ``aux`` holds those of all earlier layers.
+            The last layer's proposals; in training ``aux`` holds those of all earlier layers.
         """
         memory = self.input_proj(feature).flatten(2).transpose(1, 2)
         memory_with_pos = memory + self.position_encoding(feature).flatten(2).transpose(1, 2)
         x_pos = self.query_embed.weight.expand(len(feature), -1, -1)
         x = torch.zeros_like(x_pos)
-        predictions = []
+        aux: list[MaskProposals] = []
         for layer in self.layers:
             x = layer(x, x_pos, memory, memory_with_pos)
-            predictions.append(self._predict(x, mask_features, text))
-        *aux, last = predictions
-        last.aux = aux
-        return last
+            if self.training and layer is not self.layers[-1]:
+                aux.append(self._predict(x, mask_features, text))
+        proposals = self._predict(x, mask_features, text)
+        proposals.aux = aux
+        return proposals
 
     def _predict(self, x: Tensor, mask_features: Tensor, text: TextClasses | None) -> MaskProposals:
         queries = self.decoder_norm(x)
