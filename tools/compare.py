@@ -39,8 +39,9 @@ PAGE = """\
 # Every method on OVShapes
 
 OVShapes is the generated world that comes with the project: 72 classes, of which 18 are not named in training. Its tiny
-CLIPs and its masks come along, too, so that all of this can be made without a download. The numbers compare methods,
-and parts of methods, with each other; they say nothing of real pictures.
+CLIPs and its masks come along, too, so that all of this can be made without a download. The numbers compare the parts
+of a method, and how soon methods learn: iterations, sizes of pictures and where the masks are from differ between them
+(see `configs/ovshapes/`), so this is no ranking, and it says nothing of real pictures.
 
 One command makes this page; it runs the rows that have no results yet:
 
