@@ -20,7 +20,7 @@ setup(
     # detectron2 has no release on PyPI under its own name, so it cannot be required here:
     # tools/install_detectron2.py installs it where it is missing.
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",
         "torchvision",
         "numpy",
         "Pillow>=9.1",
