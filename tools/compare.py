@@ -51,7 +51,7 @@ make compare
 
 Each row and seed has its file, `results/TABLE/ROW-seedN.json`: all metrics, the command, hashes of the settings and of
 the code, minutes, threads, date. A row whose command or settings have changed is run anew. To run any row again, by its
-name:
+name, or with `--seeds 2 3` instead of `--again` for more seeds:
 
 ```bash
 {example}
