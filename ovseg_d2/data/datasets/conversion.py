@@ -26,6 +26,7 @@ from ovseg_d2.data.label_files import LabelFile, describe_labels, label_problems
 Array = np.ndarray
 #: Items that a process takes at once.
 _CHUNK = 8
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def get_parser(description: str) -> argparse.ArgumentParser:
@@ -76,7 +77,13 @@ def map_jobs(job: Callable[[Any], Any], items: Sequence[Any], *, workers: int) -
     chunk = max(1, min(_CHUNK, len(items) // workers))
     with ProcessPoolExecutor(workers, initializer=_stay_with_parent) as pool:
         try:
-            yield from pool.map(job, items, chunksize=chunk)
+            # A process inherits the mask, so that no signal can end it before it knows what to do with one.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                results = pool.map(job, items, chunksize=chunk)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            yield from results
         except BrokenProcessPool:
             raise ChildProcessError(
                 "a process was killed, maybe because the memory was full; finished files are whole, and the same "
@@ -88,6 +95,7 @@ def _stay_with_parent() -> None:
     """In a process of the pool: signals are the parent's to handle, and the process ends when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def follow() -> None:
         multiprocessing.parent_process().join()
